@@ -1,0 +1,1 @@
+"""One file, one experiment. Installed as `mae_jax.configs`."""

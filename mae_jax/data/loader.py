@@ -1,0 +1,236 @@
+"""Batches out of a source, by Grain: a function of (seed, step) and nothing else.
+
+The global batch of a step is the same, row for row, for any number of processes, worker processes
+and threads, and wherever a run resumes: shuffle and augmentation are drawn from the seed and an
+example's position in the endless stream *before* the stream is cut into batches and shared out.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from mae_jax.data.sources import Source
+from mae_jax.data.transforms import BadExample, Decode, Transform
+from mae_jax.errors import ConfigError
+
+MAX_TRIES = 100  # examples in a row that may be bad
+
+_named: dict[str, object] = {}  # bad examples that this process has named
+
+
+class LoadExample(grain.transforms.RandomMap):
+    """Read, decode and transform the example of an index, or the next good one.
+
+    Attributes:
+      source: where examples come from.
+      decode: bytes or array -> uint8 [H, W, C].
+      transform: what follows; all its images must have one shape.
+    """
+
+    def __init__(self, source: Source, decode: Decode, transform: Transform):
+        self.source = source
+        self.decode = decode
+        self.transform = transform
+
+    def random_map(self, element: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Load example `element`.
+
+        Returns:
+          `image` uint8 [H, W, C]; `label` int32, -1 for none; `index` int32, of the example that
+          was read; `replaced` bool, whether that is another one than was asked for.
+
+        Raises:
+          RuntimeError: if this and the following examples are all bad.
+        """
+        tries = min(len(self.source), MAX_TRIES)
+        reason: Exception | None = None
+        for step in range(tries):
+            index = (int(element) + step) % len(self.source)
+            try:
+                example = self.source[index]
+                image = self.transform(self.decode(example["image"]), rng)
+            except (BadExample, OSError) as error:
+                reason = error
+                self._name_once(index, error)
+                continue
+            return {
+                "image": image,
+                "label": np.int32(example["label"]),
+                "index": np.int32(index),
+                "replaced": np.bool_(step > 0),
+            }
+        raise RuntimeError(
+            f"{self.source.describe(int(element))} and the {tries - 1} examples after it cannot be "
+            f"used; the last one: {reason}"
+        ) from reason
+
+    def _name_once(self, index: int, error: Exception) -> None:
+        mark = object()
+        name = self.source.describe(index)
+        if _named.setdefault(name, mark) is mark:  # atomic, so that one thread alone sees its mark
+            logging.warning("replaced by the next example: %s: %s", name, error)
+
+
+def train_batches(
+    source: Source,
+    transform: Transform,
+    *,
+    channels: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    threads: int | None = None,
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+    """Iterate over this process's part of the training batches from `start_step` on, for ever.
+
+    Each epoch has its own order and holds every example once; a batch may span two epochs. The
+    augmentation of an image differs from epoch to epoch.
+
+    Args:
+      source: where examples come from.
+      transform: applied to each decoded image, with a generator of its own.
+      channels: see `Decode`.
+      batch_size: examples in the global batch; process p has the rows of the p-th equal part.
+      seed: of order and augmentation, in [0, 2**32).
+      start_step: number of batches to leave out; costs nothing.
+      process_index: of this process, in [0, process_count).
+      process_count: number of processes that share a batch.
+      workers: processes to start for loading; 0 loads in threads of this one. They end when this
+        process does; call `close()` on the iterator to end them before.
+      threads: threads that load, each a whole batch, in each worker; None chooses, 0 loads in the
+        call of `next`.
+
+    Returns:
+      An iterator over dicts of `image` uint8 [B, H, W, C], `label` int32 [B], `index` int32 [B]
+      and `replaced` bool [B], where B = batch_size / process_count; see `LoadExample`.
+    """
+    local = _local_batch_size(batch_size, process_count)
+    load = LoadExample(source, Decode(channels, exif=source.exif), transform)
+    batches = (
+        grain.MapDataset.range(len(source))
+        .seed(seed)
+        .shuffle()
+        .repeat(None)
+        .random_map(load)
+        .batch(local)[process_index::process_count][start_step:]
+    )
+    if threads is None:
+        threads = 4 if workers else _default_threads()
+    dataset = batches.to_iter_dataset(_read_options(threads))
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain 0.2.18 reads a flag of its own (google/grain #1355)
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_end_with_parent
+        )
+    return iter(dataset)
+
+
+class EvalBatches:
+    """Batches in a fixed order, to be iterated over as often as needed; see `eval_batches`."""
+
+    def __init__(self, batches: grain.MapDataset[dict[str, np.ndarray]], weights: np.ndarray):
+        self._batches = batches
+        self._weights = weights
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        batches = iter(self._batches.to_iter_dataset(_read_options(_default_threads())))
+        try:
+            for batch, weight in zip(batches, self._weights, strict=True):
+                yield {**batch, "weight": weight}
+        finally:
+            batches.close()
+
+
+def eval_batches(
+    source: Source,
+    transform: Transform,
+    *,
+    channels: int,
+    batch_size: int,
+    limit: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvalBatches:
+    """Return this process's part of the batches of an evaluation, in the order of the source.
+
+    Args:
+      source: where examples come from.
+      transform: applied to each decoded image; what it draws is the same in each iteration.
+      channels: see `Decode`.
+      batch_size: examples in the global batch, divided as in `train_batches`.
+      limit: use this many examples, evenly spaced; None uses all.
+      process_index: of this process.
+      process_count: number of processes that share a batch.
+
+    Returns:
+      Batches as in `train_batches`, and `weight` float32 [B]: 1, or 0 for the examples repeated
+      to fill the last global batch.
+    """
+    local = _local_batch_size(batch_size, process_count)
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit: expected at least 1 example to evaluate on, got {limit}")
+    count = min(len(source), limit or len(source))
+    steps = -(-count // batch_size)
+    position = np.arange(steps * batch_size)
+    indices = position % count * len(source) // count
+    load = LoadExample(source, Decode(channels, exif=source.exif), transform)
+    batches = grain.MapDataset.source(indices.tolist()).seed(0).random_map(load).batch(local)
+    weights = (position < count).astype(np.float32).reshape(steps, process_count, local)
+    return EvalBatches(batches[process_index::process_count], weights[:, process_index])
+
+
+def available_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_workers(cores: int) -> int:
+    """Return how many worker processes suit a host: none up to 8 cores, where threads do."""
+    return 0 if cores <= 8 else cores // 4
+
+
+def _default_threads() -> int:
+    return min(available_cores(), 8)
+
+
+def _read_options(threads: int) -> grain.ReadOptions:
+    # One batch a thread and no more: Grain's default of 500 would hold 500 batches.
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+
+
+def _local_batch_size(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(
+            f"batch_size: expected a multiple of the {process_count} processes, got {batch_size}"
+        )
+    return batch_size // process_count
+
+
+def _end_with_parent(worker_index: int, worker_count: int) -> None:
+    """End this worker when its parent dies: Grain's workers outlive a parent that is killed."""
+    del worker_index, worker_count
+
+    def watch() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

@@ -1,0 +1,110 @@
+"""The command line: `python -m mae_jax.main --config=NAME_OR_PATH[:variant] ...`.
+
+Flags are parsed here, without jax or flax, so that a typo is answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mae_jax import config as configs
+from mae_jax.errors import ConfigError
+
+USER_MISTAKE = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all flags but the overrides of fields."""
+    parser = _Parser(
+        prog="python -m mae_jax.main",
+        description="Pre-train a masked autoencoder. The same command on the same folder resumes.",
+        epilog="Exit status: 0 finished; 75 stopped by a signal, saved, start again; 2 a mistake in"
+        " configuration or data; anything else is a crash."
+        f" Configs: {', '.join(configs.known_configs())}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="NAME_OR_PATH[:VARIANT]", help="what to run"
+    )
+    parser.add_argument(
+        "--config.FIELD", metavar="VALUE", dest="_", help="set a field, as --config.batch_size=64"
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="default: runs/CONFIG[_VARIANT]")
+    parser.add_argument(
+        "--stop_at_step", type=int, metavar="N", help="end in the middle of the schedule"
+    )
+    parser.add_argument(
+        "--allow_change",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="go on in a folder although this field differs; may be repeated",
+    )
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Return flags and overrides (dotted field -> text).
+
+    Raises:
+      ConfigError: if a flag is unknown, lacks its value or has one of the wrong type.
+    """
+    overrides, rest = {}, []
+    for argument in argv:
+        if argument.startswith("--config."):
+            field, equals, value = argument.removeprefix("--config.").partition("=")
+            if not equals:
+                raise ConfigError(f"{argument}: expected {argument}=VALUE")
+            overrides[field] = value
+        else:
+            rest.append(argument)
+    parser = make_parser()
+    flags, unknown = parser.parse_known_args(rest)
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        name = unknown[0].partition("=")[0]
+        raise ConfigError(f"{name}: there is no such flag" + configs.suggestion(name, known))
+    if flags.stop_at_step is not None and flags.stop_at_step < 1:
+        raise ConfigError(f"--stop_at_step={flags.stop_at_step}: expected at least 1")
+    return flags, overrides
+
+
+def default_workdir(config: str) -> str:
+    """Return `runs/<config>[_<variant>]`."""
+    location, _, variant = config.partition(":")
+    return f"runs/{Path(location).stem}" + (f"_{variant}" if variant else "")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        flags, overrides = parse(argv)
+        config = configs.load_config(flags.config, overrides)
+        from mae_jax.run import Request, run  # imports jax
+
+        request = Request(
+            workdir=os.path.expanduser(flags.workdir or default_workdir(flags.config)),
+            stop_at_step=flags.stop_at_step,
+            allow_change=flags.allow_change,
+            command=shlex.join(["python", "-m", "mae_jax.main", *argv]),
+        )
+        return run(config, request)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_MISTAKE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

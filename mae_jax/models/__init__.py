@@ -1,0 +1,1 @@
+"""Whole networks built out of `mae_jax.nn`."""

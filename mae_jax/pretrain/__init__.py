@@ -1,0 +1,1 @@
+"""Pre-training methods: one module each, with a `make(**fields)` that `config.model` feeds."""

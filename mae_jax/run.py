@@ -1,0 +1,259 @@
+"""One run from configuration to checkpoint: build, restore or start, compile, train, say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import mae_jax
+from mae_jax import build
+from mae_jax import config as configs
+from mae_jax.data.sources import Source
+from mae_jax.tasks.pretrain import PretrainTask
+from mae_jax.train import metrics, sharding
+from mae_jax.train.checkpoint import Checkpoints, abstract_state
+from mae_jax.train.loop import Cadence, train
+from mae_jax.train.signals import StopRequest
+from mae_jax.train.state import TrainState
+from mae_jax.train.step import train_step
+from mae_jax.train.writers import Console, RunWriter
+from mae_jax.types import Rng, Stream
+
+FINISHED, STOPPED = 0, 75
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line asks for beside the configuration.
+
+    Attributes:
+      workdir: folder of the run.
+      stop_at_step: end there, in the middle of the schedule; None: at its end.
+      allow_change: fields that may differ from those the folder was made with.
+      command: the command as it was given, to be repeated in messages.
+    """
+
+    workdir: str
+    stop_at_step: int | None = None
+    allow_change: Sequence[str] = ()
+    command: str = "python -m mae_jax.main"
+
+
+def run(config: ConfigDict, request: Request) -> int:
+    """Carry out a run; returns the exit status: 0 finished, 75 stopped and saved.
+
+    Raises:
+      ConfigError: for a mistake in configuration or data, before anything is compiled or written.
+    """
+    build.check_cadence(config)
+    model = build.build_model(config)
+    task = build.build_task(config, model)
+    mesh = build.build_mesh(config)
+    transforms = build.build_transforms(config)
+    optimizer = build.build_optimizer(config)
+    sources = build.build_sources(config)
+    schedule, total_steps = build.build_schedule(config, len(sources[0]))
+    folder = epath.Path(request.workdir)
+    _refuse_changes(folder, config, request)
+
+    def init() -> TrainState:
+        images = jnp.zeros((1, *config.data.image_size, config.data.channels), jnp.uint8)
+        key = Rng(jax.random.key(config.seed), 0).key(Stream.INIT)
+        return TrainState.create(*task.init(key, {"image": images}), optimizer)
+
+    shapes = jax.eval_shape(init)
+    target = abstract_state(shapes, sharding.state_sharding(shapes, mesh))
+    with StopRequest() as stop:
+        checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
+        first = checkpoints.latest_step() or 0
+        resumes = checkpoints.latest_step() is not None
+        is_first_process = jax.process_index() == 0
+        console = Console(total_steps, first, quiet=not is_first_process)
+        peak = metrics.peak_flops(list(mesh.devices.flat))
+        for line in _summary(config, request, task, target, sources, mesh, total_steps, peak):
+            console.say(line)
+        if resumes:
+            state = checkpoints.restore(first, target)
+            if checkpoints.read_json(first, "data")["fingerprint"] != sources[0].fingerprint():
+                console.say("note: the training data are not those of the checkpoint")
+            console.say(f"resumed from step {first}")
+        else:
+            state = jax.jit(init, out_shardings=_shardings(target))()
+            console.say("started from scratch")
+        if is_first_process:
+            (folder / "config.json").write_text(configs.to_json(config))
+
+        step_fn = _compile(
+            functools.partial(
+                train_step, task=task, optimizer=optimizer, schedule=schedule, seed=config.seed
+            ),
+            target,
+            config,
+            mesh,
+        )
+        console.say(_memory(step_fn))
+        last_step = max(first, min(total_steps, request.stop_at_step or total_steps))
+        step = train(
+            state,
+            step_fn,
+            build.build_batches(config, sources[0], transforms[0], start_step=first, mesh=mesh),
+            Cadence(
+                total_steps=total_steps,
+                last_step=last_step,
+                log_every=config.run.log_every,
+                eval_every=config.eval.every,
+                save_every=config.run.save_every,
+                max_nonfinite_steps=config.run.max_nonfinite_steps,
+            ),
+            evaluators=build.build_evaluators(
+                config,
+                task,
+                sources,
+                transforms[1],
+                mesh,
+                # The untrained parameters alone: the optimiser's state is not even computed.
+                jax.jit(lambda: init().params, out_shardings=_shardings(target.params)),
+            ),
+            checkpoints=checkpoints,
+            save_items=lambda step: {
+                "data": {"next_step": step, "fingerprint": sources[0].fingerprint()},
+                "meta": {
+                    "config": config.to_dict(),
+                    "mae_jax": mae_jax.__version__,
+                    "jax": jax.__version__,
+                },
+            },
+            writer=RunWriter(folder, first_step=first, active=is_first_process),
+            console=console,
+            throughput=metrics.Throughput(config.batch_size, model.step_flops(), peak[0]),
+            stop=stop,
+        )
+        console.close()
+        checkpoints.close()
+    return _farewell(console, config, request, step, last_step, total_steps, stop)
+
+
+def _shardings(target: Any) -> Any:
+    """Return the shardings of a tree of `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, target)
+
+
+def _compile(
+    step: Callable[..., Any], target: TrainState, config: ConfigDict, mesh: Mesh
+) -> jax.stages.Compiled:
+    """Compile the step once, ahead of time: another shape is then an error, not a new program."""
+    by_row = sharding.batch_sharding(mesh)
+    image_shape = (config.batch_size, *config.data.image_size, config.data.channels)
+    batch = {
+        "image": jax.ShapeDtypeStruct(image_shape, np.uint8, sharding=by_row),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=by_row),
+    }
+    jitted = jax.jit(
+        step,
+        in_shardings=(_shardings(target), by_row),
+        out_shardings=(_shardings(target), sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return jitted.lower(target, batch).compile()
+
+
+def _refuse_changes(folder: epath.Path, config: ConfigDict, request: Request) -> None:
+    """Compare the configuration with the one of the newest checkpoint, if there is one."""
+    if not (folder / "checkpoints").exists():
+        return
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
+    latest = checkpoints.latest_step()
+    if latest is not None:
+        stored = checkpoints.read_json(latest, "meta")["config"]
+        configs.refuse_changes(stored, config, request.allow_change, str(folder))
+    checkpoints.close()
+
+
+def _summary(
+    config: ConfigDict,
+    request: Request,
+    task: PretrainTask,
+    target: TrainState,
+    sources: Sequence[Source],
+    mesh: Mesh,
+    total_steps: int,
+    peak: tuple[float, str],
+) -> list[str]:
+    """Return the lines a run starts with."""
+    counts = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for name, tree in target.params.items()
+    }
+    height, width = config.data.image_size
+    train_source, held_out = sources
+    classes = (
+        f"{train_source.num_classes} classes"
+        if train_source.num_classes
+        else "no labels, so no read-outs"
+    )
+    state_bytes = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(target)
+    )
+    parts = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items())
+    rate = build.peak_learning_rate(config)
+    return [
+        f"mae_jax {mae_jax.__version__}: {config.model.name} {config.model.size}"
+        f" on {config.data.source}, in {request.workdir}",
+        f"  model     {sum(counts.values()) / 1e6:.2f} M parameters ({parts}),"
+        f" {task.method.step_flops() / 1e9:.4g} GFLOP per image and step,"
+        f" {jnp.dtype(build.compute_dtype(config)).name}",
+        f"  data      {len(train_source):,} images to train on, {len(held_out):,} held out,"
+        f" {classes}; {height} x {width} x {config.data.channels}",
+        f"  schedule  {total_steps:,} steps of {config.batch_size} images"
+        f" ({config.epochs:g} epochs), learning rate {rate:.3g}"
+        f" after {config.optimizer.warmup_epochs:g} epochs",
+        f"  devices   {mesh.size} x {mesh.devices.flat[0].device_kind}"
+        f" (data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']}),"
+        f" {peak[0] / 1e12:.3g} TFLOP/s ({peak[1]})",
+        f"  memory    {state_bytes / 2**30:.3f} GiB of parameters and optimiser state per device",
+    ]
+
+
+def _memory(compiled: jax.stages.Compiled) -> str:
+    """Return the line on what the compiled step needs beside the state."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return "compiled"
+    return f"compiled; a step needs {analysis.temp_size_in_bytes / 2**30:.3f} GiB more per device"
+
+
+def _farewell(
+    console: Console,
+    config: ConfigDict,
+    request: Request,
+    step: int,
+    last_step: int,
+    total_steps: int,
+    stop: StopRequest,
+) -> int:
+    """Say where everything is and how to go on; return the exit status."""
+    folder = epath.Path(request.workdir)
+    if step < last_step:
+        console.say(f"stopped at step {step} of {total_steps} by {stop.name}; everything is saved")
+        console.say(f"  go on with  {request.command}")
+        return STOPPED
+    note = "" if step >= total_steps else f" of {total_steps}, as --stop_at_step asks"
+    console.say(f"finished at step {step}{note}: {folder / 'checkpoints' / str(step)}")
+    if (folder / "pictures").exists():
+        console.say(f"  pictures    {folder / 'pictures'}")
+    more = f" --config.epochs={2 * config.epochs:g} --allow_change=epochs"
+    if step < total_steps:
+        more = f" --stop_at_step={total_steps}"
+    console.say(f"  go on with  {request.command}{more}")
+    return FINISHED

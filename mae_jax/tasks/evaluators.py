@@ -1,0 +1,200 @@
+"""What is measured and drawn while pre-training: errors, read-outs, pictures.
+
+An evaluator is an object with `run(params, extra)` that yields (name, value). Batches come from
+the host with `image`, `label` and `weight` (0 = padding); sums are kept there in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mae_jax.losses import reconstruction
+from mae_jax.tasks import pictures, readout
+from mae_jax.tasks.pretrain import PretrainTask
+from mae_jax.types import Batch, MaskPlan, Params, Prediction, Rng, Stream
+
+HostBatches = Iterable[dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How evaluators get at devices.
+
+    Attributes:
+      put: host batch -> the same on the devices.
+      replicated: the sharding of what comes back to the host.
+      seed: of the run; the masks of evaluation are fixed by it.
+    """
+
+    put: Callable[[dict[str, np.ndarray]], Batch]
+    replicated: jax.sharding.Sharding
+    seed: int
+
+    def mask_key(self, number: int) -> jax.Array:
+        """Return the key of the masks of an evaluation batch, the same at every step."""
+        return Rng(jax.random.key(self.seed), number).key(Stream.EVAL_MASK)
+
+
+class MaskedError:
+    """The loss on held-out images under fixed masks, beside that of predicting the mean.
+
+    The mean predictor answers with the mean over training images of each value at its place in
+    the grid: what can be known without seeing the image. Yields `loss` and `mean_predictor_loss`.
+    """
+
+    def __init__(
+        self, task: PretrainTask, train: HostBatches, held_out: HostBatches, placement: Placement
+    ):
+        self._train, self._held_out, self._placement = train, held_out, placement
+
+        def predict(
+            params: Params, batch: Batch, key: jax.Array
+        ) -> tuple[dict[str, Prediction], MaskPlan]:
+            plan = task.method.plan(key, len(batch["image"]))
+            return task.call("predict", params, batch, plan), plan
+
+        def sums(params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple]:
+            predictions, plan = predict(params, batch, key)
+            places = plan.ids_keep.shape[1] + plan.ids_mask.shape[1]
+            return {
+                name: _sums_by_place(p, batch["weight"], places) for name, p in predictions.items()
+            }
+
+        def losses(params: Params, means: dict, batch: Batch, key: jax.Array) -> tuple:
+            predictions, _ = predict(params, batch, key)
+            of_mean = {
+                name: p.replace(output=jnp.broadcast_to(means[name][p.ids], p.output.shape))
+                for name, p in predictions.items()
+            }
+            # The weights of a batch sum to 1 over its examples: undo that, then weigh padding out.
+            scale = batch["weight"] * len(batch["weight"])
+            return tuple(
+                (reconstruction.example_losses(x) * scale).sum() for x in (predictions, of_mean)
+            )
+
+        self._sums = jax.jit(sums, out_shardings=placement.replicated)
+        self._losses = jax.jit(losses, out_shardings=placement.replicated)
+        self._means: dict[str, np.ndarray] | None = None
+
+    def run(self, params: Params, extra: Any) -> Iterator[tuple[str, float]]:
+        """Yield the two losses."""
+        if self._means is None:
+            self._means = self._mean_targets(params)
+        total, of_mean, count = 0.0, 0.0, 0.0
+        for number, batch in enumerate(self._held_out):
+            key = self._placement.mask_key(number)
+            values = self._losses(params, self._means, self._placement.put(batch), key)
+            total += float(values[0])
+            of_mean += float(values[1])
+            count += float(batch["weight"].sum())
+        yield "loss", total / count
+        yield "mean_predictor_loss", of_mean / count
+
+    def _mean_targets(self, params: Params) -> dict[str, np.ndarray]:
+        """Return the mean target of each place, float32 [N, U]; targets do not depend on params."""
+        totals: dict[str, list[np.ndarray]] = {}
+        for number, batch in enumerate(self._train):
+            key = self._placement.mask_key(number)
+            sums = jax.device_get(self._sums(params, self._placement.put(batch), key))
+            for name, parts in sums.items():
+                so_far = totals.setdefault(name, [np.zeros(p.shape, np.float64) for p in parts])
+                totals[name] = [a + b for a, b in zip(so_far, parts, strict=True)]
+        return {
+            name: (total / np.maximum(count, 1)[:, None]).astype(np.float32)
+            for name, (total, count) in totals.items()
+        }
+
+
+def _sums_by_place(
+    prediction: Prediction, weight: jax.Array, places: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the sums of targets [N, U] and their number [N] for each of N places of the grid."""
+    target = prediction.target
+    ids = jnp.broadcast_to(prediction.ids, target.shape[:2])
+    counted = jnp.broadcast_to(weight[:, None], ids.shape)
+    total = jnp.zeros((places, target.shape[-1])).at[ids].add(target * counted[..., None])
+    return total, jnp.zeros(places).at[ids].add(counted)
+
+
+class ReadOuts:
+    """Linear and k-NN accuracy of features, beside those of this run's encoder before training.
+
+    Yields `linear_top1`, `linear_top1_std`, `knn_top1` and the same with `random_` in front, all in
+    percent. See `mae_jax.tasks.readout`.
+    """
+
+    def __init__(
+        self,
+        task: PretrainTask,
+        train: HostBatches,
+        held_out: HostBatches,
+        placement: Placement,
+        init_params: Callable[[], Params],
+    ):
+        self._train, self._held_out, self._placement = train, held_out, placement
+        self._init_params = init_params
+
+        def features(params: Params, batch: Batch) -> jax.Array:
+            return task.call("features", params, batch)
+
+        self._features = jax.jit(features, out_shardings=placement.replicated)
+
+    def run(self, params: Params, extra: Any) -> Iterator[tuple[str, float]]:
+        """Yield this encoder's figures, then the untrained one's."""
+        yield from self._figures(params).items()
+        yield from self._random_figures.items()
+
+    @cached_property
+    def _random_figures(self) -> dict[str, float]:
+        figures = self._figures(self._init_params())
+        return {f"random_{name}": value for name, value in figures.items()}
+
+    def _figures(self, params: Params) -> dict[str, float]:
+        train, train_labels = self._extract(params, self._train)
+        test, test_labels = self._extract(params, self._held_out)
+        mean, std = readout.linear_top1(train, train_labels, test, test_labels)
+        knn = readout.knn_top1(train, train_labels, test, test_labels)
+        return {"linear_top1": mean, "linear_top1_std": std, "knn_top1": knn}
+
+    def _extract(self, params: Params, batches: HostBatches) -> tuple[np.ndarray, np.ndarray]:
+        features, labels = [], []
+        for batch in batches:
+            valid = batch["weight"] > 0
+            out = np.asarray(self._features(params, self._placement.put(batch)))
+            features.append(out[valid])
+            labels.append(batch["label"][valid])
+        return np.concatenate(features), np.concatenate(labels)
+
+
+class Pictures:
+    """A grid of held-out images with what the method makes of them. Yields `pictures`."""
+
+    def __init__(
+        self, task: PretrainTask, batch: Mapping[str, np.ndarray], placement: Placement, count: int
+    ):
+        self._task, self._placement, self._count = task, placement, count
+        self._batch = dict(batch)
+
+        def panels(params: Params, batch: Batch, key: jax.Array) -> Any:
+            plan = task.method.plan(key, len(batch["image"]))
+            return task.call("panels", params, batch, plan)
+
+        self._panels = jax.jit(panels, out_shardings=placement.replicated)
+
+    def run(self, params: Params, extra: Any) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the picture, uint8 [height, width, 3]."""
+        batch = self._placement.put(self._batch)
+        panels = jax.device_get(self._panels(params, batch, self._placement.mask_key(0)))
+        mean, std = self._task.mean, self._task.std
+        columns = {
+            caption: pictures.to_uint8(panels[name].images, mean, std, panels[name].hidden)
+            for name, caption in self._task.method.panel_captions().items()
+        }
+        yield "pictures", pictures.grid({k: v[: self._count] for k, v in columns.items()})

@@ -1,0 +1,150 @@
+"""Checkpoints: the only module that knows Orbax.
+
+A step is a folder with the items `params` and `train` (the rest of the state), and `data` and
+`meta` in JSON. It is committed by one rename, so that a step is there in full or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from mae_jax.errors import ConfigError
+from mae_jax.train.state import TrainState
+
+ITEMS = ("params", "train", "data", "meta")
+
+
+class Checkpoints:
+    """The steps saved under one folder.
+
+    Args:
+      directory: made if missing; a bucket works.
+      keep: how many of the newest steps stay.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, keep: int = 3):
+        # Orbax takes absolute paths alone; a bucket's name is one.
+        is_remote = "://" in str(directory)
+        self.directory = epath.Path(directory if is_remote else os.path.abspath(directory))
+        self._pending: list[int] = []
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=ITEMS,
+            options=ocp.CheckpointManagerOptions(
+                # The loop decides when; without a policy Orbax would add steps of its own.
+                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+                preservation_policy=checkpoint_managers.LatestN(keep),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Return the newest committed step, None if there is none."""
+        return self._manager.latest_step()
+
+    def path(self, step: int) -> epath.Path:
+        """Return the folder of a step."""
+        return self.directory / str(step)
+
+    def save(self, state: TrainState, *, data: dict[str, Any], meta: dict[str, Any]) -> int:
+        """Start saving `state` under its step; the arrays are copied before this returns.
+
+        Args:
+          state: the state after its step.
+          data: the position in the data, for JSON.
+          meta: configuration and versions, for JSON.
+
+        Returns:
+          The step. It counts as saved once `committed` has returned it.
+        """
+        step = int(state.step)
+        started = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                train=ocp.args.StandardSave(_train_item(state)),
+                data=ocp.args.JsonSave(data),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+        if not started:
+            raise RuntimeError(f"checkpoint of step {step} was not saved; is it there already?")
+        self._pending.append(step)
+        return step
+
+    def committed(self, *, wait: bool = False) -> list[int]:
+        """Return the steps committed since the last call; with `wait`, when all are."""
+        if wait:
+            self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        # A save waits for the one before it, so all but the last are there.
+        still = self._pending[-1:] if self._manager.is_saving_in_progress() else []
+        done, self._pending = self._pending[: len(self._pending) - len(still)], still
+        return done
+
+    def read_json(self, step: int, item: str) -> dict[str, Any]:
+        """Return the item `data` or `meta` of a step.
+
+        Raises:
+          ConfigError: if it cannot be read.
+        """
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()})
+            )
+        except Exception as error:
+            raise ConfigError(
+                f"{self.path(step)} is no checkpoint of this program: {error}"
+            ) from error
+        return restored[item]
+
+    def restore(self, step: int, target: TrainState) -> TrainState:
+        """Return the state of a step.
+
+        Args:
+          step: a committed one.
+          target: `jax.ShapeDtypeStruct` leaves with shardings, which decide the layout.
+
+        Raises:
+          ConfigError: if the step's arrays are not those of `target`.
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(target.params),
+                    train=ocp.args.StandardRestore(_train_item(target)),
+                ),
+            )
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise ConfigError(f"cannot restore {self.path(step)}: {reason}") from error
+        return target.replace(params=restored["params"], **restored["train"])
+
+    def close(self) -> None:
+        """Wait for what is being saved, and let go of the folder."""
+        self._manager.close()
+
+
+def _train_item(state: TrainState) -> dict[str, Any]:
+    """Return the state without its parameters."""
+    return {
+        "step": state.step,
+        "extra": state.extra,
+        "opt_state": state.opt_state,
+        "counters": state.counters,
+    }
+
+
+def abstract_state(shapes: TrainState, shardings: TrainState) -> TrainState:
+    """Return a restore target from shapes and shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )

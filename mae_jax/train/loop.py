@@ -1,0 +1,171 @@
+"""The training loop: owns time and input/output, and knows no model, task or data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from mae_jax.train.checkpoint import Checkpoints
+from mae_jax.train.metrics import Throughput
+from mae_jax.train.signals import StopRequest
+from mae_jax.train.state import TrainState
+from mae_jax.train.writers import Console, RunWriter
+from mae_jax.types import Evaluator
+
+StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+class NonFiniteError(RuntimeError):
+    """Too many updates in a row had a loss or gradient that was not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """When what happens; all in steps.
+
+    Attributes:
+      total_steps: end of the schedule.
+      last_step: where this run ends, at most `total_steps`.
+      log_every: lines of metrics; the first step is logged as well.
+      eval_every: evaluators; 0: only at the end of the schedule, where they always run.
+      save_every: checkpoints; the last step is always saved.
+      max_nonfinite_steps: skipped updates in a row that end the run.
+    """
+
+    total_steps: int
+    last_step: int
+    log_every: int
+    eval_every: int
+    save_every: int
+    max_nonfinite_steps: int
+
+
+def train(
+    state: TrainState,
+    step_fn: StepFn,
+    batches: Iterator[Any],
+    cadence: Cadence,
+    *,
+    evaluators: Sequence[Evaluator],
+    checkpoints: Checkpoints,
+    save_items: Callable[[int], dict[str, Any]],
+    writer: RunWriter,
+    console: Console,
+    throughput: Throughput,
+    stop: StopRequest,
+) -> int:
+    """Train until the last step or a signal; the state is saved when this returns.
+
+    Metrics of a step are fetched while the next one runs; nothing else waits for the devices.
+
+    Args:
+      state: where to start; donated to the first step.
+      step_fn: (state, batch) -> (state, metrics).
+      batches: batches on the devices, from step `state.step` on.
+      cadence: when what happens.
+      evaluators: run every `eval_every` steps.
+      checkpoints: where states are saved.
+      save_items: step -> the JSON items `data` and `meta` of its checkpoint.
+      writer: takes scalars and pictures.
+      console: takes lines and progress.
+      throughput: clock.
+      stop: the wish to stop.
+
+    Returns:
+      The last step done.
+
+    Raises:
+      NonFiniteError: after `max_nonfinite_steps` in a row; nothing is saved then.
+    """
+    first = step = int(state.step)
+    saved = checkpoints.latest_step()
+    previous: tuple[int, dict[str, jax.Array]] | None = None
+    throughput.reset()
+
+    def settle(step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {f"train/{name}": float(v) for name, v in jax.device_get(metrics).items()}
+        in_a_row = int(values.pop("train/nonfinite_in_a_row"))
+        if in_a_row:
+            console.say(f"step {step}: loss or gradient not finite, update skipped")
+        if in_a_row >= cadence.max_nonfinite_steps:
+            raise NonFiniteError(
+                f"loss or gradient not finite in {in_a_row} steps in a row, the last step {step};"
+                f" newest checkpoint: {checkpoints.latest_step()}"
+            )
+        console.advance(step)
+        if step == first + 1:
+            # The first step waits for caches and the first batch: show it, do not count it.
+            write(step, values)
+            throughput.reset()
+        elif step % cadence.log_every == 0 or step == cadence.last_step:
+            write(step, values)
+            throughput.reset()
+
+    def write(step: int, values: dict[str, float]) -> None:
+        values |= {f"train/{name}": value for name, value in throughput.scalars().items()}
+        writer.scalars(step, values)
+        left = (cadence.last_step - step) * throughput.seconds_per_step()
+        console.progress(step, values, left)
+
+    def save() -> None:
+        nonlocal saved
+        begun = time.perf_counter()
+        saved = checkpoints.save(state, **save_items(step))
+        writer.flush()
+        throughput.exclude(time.perf_counter() - begun)
+
+    while step < cadence.last_step and not stop.name:
+        begun = time.perf_counter()
+        batch = next(batches)
+        # Devices that still work on the previous step have not waited for this batch.
+        idle = previous is None or previous[1]["loss"].is_ready()  # type: ignore[attr-defined]
+        throughput.step(time.perf_counter() - begun if idle else 0.0)
+        state, metrics = step_fn(state, batch)
+        step += 1
+        if previous is not None:
+            settle(*previous)
+        previous = step, metrics
+        due = cadence.eval_every and step % cadence.eval_every == 0
+        if due or step == cadence.total_steps:
+            settle(*previous)
+            previous = None
+            begun = time.perf_counter()
+            evaluate(step, state, evaluators, writer, console)
+            throughput.exclude(time.perf_counter() - begun)
+        if step % cadence.save_every == 0:
+            save()
+        for done in checkpoints.committed():
+            console.say(f"saved step {done}")
+    if previous is not None:
+        settle(*previous)
+    if saved != step:
+        save()
+    for done in checkpoints.committed(wait=True):
+        console.say(f"saved step {done}")
+    writer.flush()
+    return step
+
+
+def evaluate(
+    step: int,
+    state: TrainState,
+    evaluators: Sequence[Evaluator],
+    writer: RunWriter,
+    console: Console,
+) -> None:
+    """Run the evaluators on a state; scalars make one line, pictures a file each."""
+    scalars: dict[str, float] = {}
+    for evaluator in evaluators:
+        for name, value in evaluator.run(state.params, state.extra):
+            if isinstance(value, float):
+                scalars[f"val/{name}"] = value
+            else:
+                writer.picture(step, name, value)
+    if scalars:
+        writer.scalars(step, scalars)
+        shown = "  ".join(f"{k.removeprefix('val/')} {v:.4g}" for k, v in scalars.items())
+        console.say(f"step {step} held out:  {shown}")

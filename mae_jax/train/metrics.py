@@ -1,0 +1,110 @@
+"""Rates and shares of a run: images per second, MFU, data stalls, time left."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Dense bfloat16 FLOP/s of one device from the makers' data sheets, by a part of `device_kind`;
+# the first that matches counts, so longer names stand first.
+PEAK_FLOPS = (
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L4", 121e12),
+    ("V100", 125e12),
+    ("TPU v6 lite", 918e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v4", 275e12),
+    ("TPU v3", 61.5e12),
+    ("TPU v2", 22.5e12),
+)
+
+
+def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
+    """Return (FLOP/s of all devices together, where the figure is from).
+
+    For a device that is not in the table, a CPU say, the peak is that of a float32 matrix product
+    measured here; simulated devices share one machine and count once.
+    """
+    kind = devices[0].device_kind
+    for name, peak in PEAK_FLOPS:
+        if name in kind:
+            return peak * len(devices), f"data sheet, {kind}"
+    return _measured_peak(), f"a float32 matrix product measured on this {kind}"
+
+
+def _measured_peak(size: int = 1024, rounds: int = 5) -> float:
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.dot)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(seconds)
+
+
+@dataclasses.dataclass
+class Throughput:
+    """Clock of the training loop; what is spent outside of steps can be left out.
+
+    Attributes:
+      batch_size: images of a global step.
+      step_flops: FLOPs of a step per image.
+      peak: FLOP/s of all devices.
+    """
+
+    batch_size: int
+    step_flops: int
+    peak: float
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new window."""
+        self._start = time.perf_counter()
+        self._steps = 0
+        self._stalled = 0.0
+
+    def exclude(self, seconds: float) -> None:
+        """Leave time out of the window: an evaluation, a save."""
+        self._start += seconds
+
+    def step(self, stalled_seconds: float) -> None:
+        """Count a step and the time for which the devices waited for its data."""
+        self._steps += 1
+        self._stalled += stalled_seconds
+
+    def seconds_per_step(self) -> float:
+        """Return the mean over the window."""
+        return (time.perf_counter() - self._start) / max(1, self._steps)
+
+    def scalars(self) -> dict[str, float]:
+        """Return images/s, MFU in [0, 1] and the share of time lost to data, for the window."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        images_per_second = self._steps * self.batch_size / seconds
+        return {
+            "images_per_second": images_per_second,
+            "mfu": images_per_second * self.step_flops / self.peak,
+            "data_stall": min(1.0, self._stalled / seconds),
+        }
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as people write it: 45 s, 12:05, 3:04:05."""
+    if not np.isfinite(seconds):
+        return "?"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

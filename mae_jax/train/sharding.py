@@ -1,0 +1,76 @@
+"""Where arrays live: the mesh, and one rule for the batch and one for the state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mae_jax.errors import ConfigError
+
+AXES = ("data", "fsdp")
+
+
+def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Return the mesh of a run: batches are split over both axes, parameters over `fsdp`.
+
+    Args:
+      data: copies of the parameters; -1: whatever the devices leave.
+      fsdp: devices over which one copy is spread.
+      devices: all of the job, unless given.
+
+    Raises:
+      ConfigError: if the product is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or (data != -1 and data < 1):
+        raise ConfigError(
+            f"run.mesh data {data}, fsdp {fsdp}: expected positive sizes (data -1: all)"
+        )
+    if data == -1:
+        data = len(devices) // fsdp
+    if data * fsdp != len(devices):
+        raise ConfigError(
+            f"run.mesh data {data} x fsdp {fsdp} does not use the {len(devices)} devices there are"
+        )
+    return Mesh(
+        np.asarray(devices).reshape(data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto)
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of every array of a batch: its first axis over all devices."""
+    return NamedSharding(mesh, P(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of what every device holds in full."""
+    return NamedSharding(mesh, P())
+
+
+def leaf_spec(shape: Sequence[int], fsdp: int) -> P:
+    """Return the split of one array: its largest axis that `fsdp` divides; vectors stay whole."""
+    if fsdp == 1 or len(shape) < 2:
+        return P()
+    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if not divisible:
+        return P()
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return P(*("fsdp" if axis == largest else None for axis in range(len(shape))))
+
+
+def state_sharding(shapes: Any, mesh: Mesh) -> Any:
+    """Return the shardings of a tree of shapes (a train state, or parameters alone)."""
+    fsdp = mesh.shape["fsdp"]
+    return jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, fsdp)), shapes)
+
+
+def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Make global arrays of this process's rows; the copy to the devices runs asynchronously."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }

@@ -1,0 +1,45 @@
+"""What a run has to remember from step to step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mae_jax.types import Params
+
+
+class Counters(flax.struct.PyTreeNode):
+    """Updates skipped because a loss or gradient was not finite: in all, and in a row (int32)."""
+
+    nonfinite_steps: jax.Array
+    nonfinite_in_a_row: jax.Array
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that changes while training.
+
+    Attributes:
+      step: int32, steps done; also the position in the data.
+      params: float32 parameters.
+      extra: state that is not trained (batch statistics); {} if none.
+      opt_state: the optimiser's.
+      counters: see `Counters`.
+    """
+
+    step: jax.Array
+    params: Params
+    extra: Any
+    opt_state: optax.OptState
+    counters: Counters
+
+    @classmethod
+    def create(
+        cls, params: Params, extra: Any, optimizer: optax.GradientTransformation
+    ) -> TrainState:
+        """Return the state before the first step."""
+        zero = jnp.zeros((), jnp.int32)
+        return cls(zero, params, extra, optimizer.init(params), Counters(zero, zero))

@@ -1,0 +1,155 @@
+"""Where a run's output goes: terminal, `metrics.jsonl`, TensorBoard, `pictures/`."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+import tqdm
+from etils import epath
+from PIL import Image
+
+from mae_jax.train.metrics import format_seconds
+
+
+class Console:
+    """Lines for people, and a progress bar where there is a terminal.
+
+    Args:
+      total_steps: of the whole run.
+      first_step: where this process starts.
+      quiet: print nothing (processes other than the first).
+    """
+
+    def __init__(self, total_steps: int, first_step: int = 0, *, quiet: bool = False):
+        self._quiet = quiet
+        self._total = total_steps
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm.tqdm(
+                total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, leave=False
+            )
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, flush=True)
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
+        """Show a step's loss, rate, images/s and the time left."""
+        shown = (
+            f"loss {scalars['train/loss']:.4f}  lr {scalars['train/learning_rate']:.2e}"
+            f"  {scalars['train/images_per_second']:.0f} images/s"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{shown}  {format_seconds(seconds_left)} left")
+        else:
+            self.say(f"step {step}/{self._total}  {shown}  {format_seconds(seconds_left)} left")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class RunWriter:
+    """Writes scalars and pictures of a run into its folder.
+
+    `metrics.jsonl` has one object a line, `step` and scalars; lines after `first_step`, which a
+    killed run may have left, are dropped, so that a resumed run reads as one.
+
+    Args:
+      workdir: the run's folder; on a bucket the file is rewritten at each `flush`.
+      first_step: the step from which the run goes on.
+      active: False makes every method do nothing (processes other than the first).
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, first_step: int = 0, active: bool = True):
+        self._active = active
+        if not active:
+            return
+        self._workdir = epath.Path(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._is_local = "://" not in str(workdir)
+        self._path = self._workdir / "metrics.jsonl"
+        self._lines = _lines_up_to(self._path, first_step)
+        self._path.write_text("".join(self._lines))
+        self._tensorboard = None
+        if self._is_local:
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(
+                str(self._workdir), purge_step=first_step + 1 if first_step else None
+            )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one line of `metrics.jsonl`."""
+        if not self._active:
+            return
+        line = json.dumps({"step": step} | {k: _json_number(v) for k, v in values.items()}) + "\n"
+        self._lines.append(line)
+        if self._is_local:
+            with self._path.open("a") as file:
+                file.write(line)
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Write a picture, uint8 [H, W, 3], as `pictures/step_N.png` (`NAME_step_N` if named)."""
+        if not self._active:
+            return
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, format="PNG")
+        prefix = "" if name == "pictures" else f"{name}_"
+        folder = self._workdir / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{prefix}step_{step}.png").write_bytes(png.getvalue())
+        if self._tensorboard is not None:
+            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Bring everything to disk."""
+        if not self._active:
+            return
+        if not self._is_local:
+            self._path.write_text("".join(self._lines))
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.flush()
+        if self._active and self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _lines_up_to(path: epath.Path, step: int) -> list[str]:
+    """Return the whole lines of a metrics file that belong to steps up to `step`."""
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # a line cut by a kill
+            continue
+        if row["step"] <= step and step > 0:
+            kept.append(line + "\n")
+    return kept
+
+
+def _json_number(value: float) -> float | None:
+    """Return a float that strict JSON readers take: null for NaN and infinities."""
+    return float(value) if np.isfinite(value) else None

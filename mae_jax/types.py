@@ -1,0 +1,141 @@
+"""What the parts hand to each other: arrays by name, mask plans, predictions and protocols.
+
+Letters for axes: B batch, N units of an image, K units kept, M = N - K units hidden, U values of a
+unit, D width, H W C image, T tokens of a sequence, R = B or 1 (one mask each, or one for all).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import numpy as np
+
+Batch = Mapping[str, Any]
+"""Named arrays of one step: `image` uint8 [B, H, W, C], `label` int32 [B] (-1: none), ..."""
+
+Params = Any
+"""A tree of float32 arrays, as linen makes it."""
+
+
+class MaskPlan(flax.struct.PyTreeNode):
+    """Which units an encoder is to see and which a decoder is to predict.
+
+    Attributes:
+      ids_keep: int32 [R, K] units seen, in the order in which they are gathered (not sorted).
+      ids_mask: int32 [R, N - K] units hidden. Together the two are a permutation of 0 ... N - 1.
+    """
+
+    ids_keep: jax.Array
+    ids_mask: jax.Array
+
+
+class Prediction(flax.struct.PyTreeNode):
+    """What a method predicts, what it should have been, and how much each unit counts.
+
+    Attributes:
+      output: float32 [B, M, U] predicted values.
+      target: float32 [B, M, U] true values.
+      ids: int32 [R, M] the place of each predicted unit in the grid.
+      weight: float32 [B, M]; the loss is the sum of weight x error, so that a method's way of
+        averaging (per batch, per sample, over valid words) is data.
+      kind: the error between output and target; see `mae_jax.losses.reconstruction`.
+    """
+
+    output: jax.Array
+    target: jax.Array
+    ids: jax.Array
+    weight: jax.Array
+    kind: str = flax.struct.field(pytree_node=False, default="mse")
+
+
+class Panel(flax.struct.PyTreeNode):
+    """One column of a picture: images and the pixels of them that have nothing to show.
+
+    Attributes:
+      images: float32 [B, H, W, C] in the normalised space of the network's input.
+      hidden: float32 [B, H, W, 1], 1 where the pixel is to be painted grey; None: nowhere.
+    """
+
+    images: jax.Array
+    hidden: jax.Array | None = None
+
+
+class Stream(enum.IntEnum):
+    """Independent sources of randomness of a step. The numbers are part of reproducibility."""
+
+    INIT = 0
+    MASK = 1
+    DROP_PATH = 2
+    EVAL_MASK = 3
+
+
+class Rng(flax.struct.PyTreeNode):
+    """Keys of one step: a pure function of (seed, stream, step), never consumed.
+
+    Attributes:
+      seed: the typed key of the run.
+      step: int32 scalar.
+    """
+
+    seed: jax.Array
+    step: jax.Array | int
+
+    def key(self, stream: Stream) -> jax.Array:
+        """Return `fold_in(fold_in(seed, stream), step)`."""
+        return jax.random.fold_in(jax.random.fold_in(self.seed, int(stream)), self.step)
+
+
+class Method(Protocol):
+    """A pre-training method: a linen module whose parameters are `encoder`, `decoder`, ..."""
+
+    def plan(self, rng: jax.Array, batch_size: int, noise: jax.Array | None = None) -> MaskPlan:
+        """Choose units to hide. Needs no parameters; may be called on an unbound module."""
+        ...
+
+    def predict(
+        self, batch: Batch, plan: MaskPlan, *, drop_path_rng: jax.Array | None = None
+    ) -> dict[str, Prediction]:
+        """Predict what `plan` hides; `batch` holds normalised float32 images."""
+        ...
+
+    def features(self, batch: Batch) -> jax.Array:
+        """Return float32 [B, D], the mean of the encoder's patch tokens with nothing hidden."""
+        ...
+
+    def panels(self, batch: Batch, plan: MaskPlan) -> dict[str, Panel]:
+        """Return the columns of a picture; `panel_captions` orders and names them."""
+        ...
+
+    def panel_captions(self) -> dict[str, str]:
+        """Return the caption of each panel, in the order in which they are shown."""
+        ...
+
+    def step_flops(self) -> int:
+        """Return the FLOPs of one training step per image, two a multiply-add."""
+        ...
+
+
+class Task(Protocol):
+    """What a batch is for. The train step knows tasks through this alone."""
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Any]:
+        """Return fresh parameters and extra state (batch statistics; {} if none)."""
+        ...
+
+    def loss(
+        self, params: Params, extra: Any, batch: Batch, rng: Rng
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+        """Return the scalar loss and (metrics, new extra)."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Something to measure or draw now and then."""
+
+    def run(self, params: Params, extra: Any) -> Iterator[tuple[str, float | np.ndarray]]:
+        """Yield (name, value): a float is a scalar, a uint8 [H, W, 3] array is a picture."""
+        ...

@@ -1,0 +1,184 @@
+"""`python -m mae_jax.main` itself: runs, resumes, stops, and survives a kill."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.helpers import (
+    assert_same_state,
+    finish,
+    metrics,
+    read_until,
+    run,
+    start,
+    tiny_run,
+)
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One uninterrupted run: its folder and its output, with every compilation logged."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    status, output = run(tiny_run(workdir), JAX_LOG_COMPILES="1")
+    assert status == 0, output
+    return workdir, output
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    workdir, output = whole
+    assert "started from scratch" in output
+    assert f"saved step {STEPS}" in output
+    assert f"finished at step {STEPS}" in output
+    assert "GFLOP per image" in output
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [20, 30, 40]
+    assert (workdir / "pictures" / f"step_{STEPS}.png").stat().st_size > 1000
+    assert (workdir / "config.json").exists()
+    assert list(workdir.glob("events.out.tfevents.*"))
+
+
+def test_metrics_have_the_promised_names(whole):
+    rows = metrics(whole[0])
+    train = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in train] == [1, 5, 10, 15, 20, 25, 30, 35, 40]
+    assert train[-1].keys() >= {
+        *("train/loss", "train/learning_rate", "train/grad_norm", "train/images_per_second"),
+        *("train/mfu", "train/data_stall"),
+    }
+    assert train[0]["train/learning_rate"] == 0.0
+    last = [row for row in rows if row["step"] == STEPS][-1]
+    names = ("linear_top1", "linear_top1_std", "knn_top1")
+    assert last.keys() >= {
+        *(f"val/{name}" for name in names),
+        *(f"val/random_{name}" for name in names),
+        *("val/loss", "val/mean_predictor_loss"),
+    }
+
+
+def test_the_step_is_compiled_once(whole):
+    finished = [line for line in whole[1].splitlines() if "Finished XLA compilation" in line]
+    assert sum("train_step" in line for line in finished) == 1
+    for name in ("jit(features)", "jit(losses)", "jit(panels)"):  # evaluated twice
+        assert sum(name in line for line in finished) == 1, name
+
+
+def test_a_run_in_two_parts_equals_one_in_one(whole, tmp_path):
+    workdir = tmp_path / "parts"
+    status, output = run([*tiny_run(workdir), "--stop_at_step=13"])
+    assert status == 0, output
+    assert "saved step 13" in output
+    assert "finished at step 13 of 40" in output
+    status, output = run(tiny_run(workdir))
+    assert status == 0, output
+    assert "resumed from step 13" in output
+    assert "started from scratch" not in output
+    assert_same_state(whole[0], workdir, STEPS)
+    losses = {r["step"]: r["train/loss"] for r in metrics(whole[0]) if "train/loss" in r}
+    for row in metrics(workdir):
+        if "train/loss" in row and row["step"] in losses:
+            assert row["train/loss"] == losses[row["step"]]
+
+
+def test_a_finished_run_says_so_again_and_changes_nothing(whole):
+    before = metrics(whole[0])
+    status, output = run(tiny_run(whole[0]))
+    assert status == 0
+    assert f"resumed from step {STEPS}" in output
+    assert f"finished at step {STEPS}" in output
+    assert metrics(whole[0]) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_how_to_go_on_and_gives_75(whole, tmp_path, number):
+    workdir = tmp_path / "stopped"
+    process = start(tiny_run(workdir))
+    read_until(process, "step 5/40")
+    os.kill(process.pid, number)
+    status, output = finish(process)
+    assert status == 75, output
+    assert f"by {number.name}; everything is saved" in output
+    assert "python -m mae_jax.main --config=demo" in output
+    status, output = run(tiny_run(workdir))
+    assert status == 0, output
+    assert "resumed from step" in output
+    assert_same_state(whole[0], workdir, STEPS)
+
+
+def test_a_kill_loses_nothing_that_was_saved(whole, tmp_path):
+    workdir = tmp_path / "killed"
+    process = start(tiny_run(workdir))
+    read_until(process, "saved step 10")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    status, output = run(tiny_run(workdir))
+    assert status == 0, output
+    assert "resumed from step" in output
+    assert_same_state(whole[0], workdir, STEPS)
+    steps = [row["step"] for row in metrics(workdir) if "train/loss" in row]
+    assert len(steps) == len(set(steps))
+
+
+def test_a_longer_schedule_goes_on_when_allowed(whole, tmp_path):
+    workdir = tmp_path / "longer"
+    assert run([*tiny_run(workdir), "--stop_at_step=10"])[0] == 0
+    status, output = run(tiny_run(workdir, epochs="0.2"))
+    assert status == 2
+    assert "epochs is 0.2" in output
+    status, output = run([*tiny_run(workdir, epochs="0.2"), "--allow_change=epochs"])
+    assert status == 0, output
+    assert "finished at step 50" in output
+
+
+@pytest.mark.drill
+def test_ten_kills_at_any_moment_end_in_the_same_bits(tmp_path):
+    """At least 3 inside a save and 8 after the first commit."""
+    steps = 240
+    # A state of some megabytes, saved often, so that a save takes a while.
+    fields = {
+        "epochs": "0.96",
+        "optimizer__warmup_epochs": "0.1",
+        "model__embed_dim": "192",
+        "model__depth": "6",
+        "eval__every": "0",
+        "run__save_every": "6",
+    }
+    whole = tmp_path / "whole"
+    status, output = run(tiny_run(whole, **fields))
+    assert status == 0, output
+    workdir = tmp_path / "killed"
+    checkpoints = workdir / "checkpoints"
+    inside = after = 0
+    for kill in range(10):
+        before = _committed(checkpoints)
+        process = start(tiny_run(workdir, **fields))
+        want_inside = kill % 2 == 1
+        deadline = time.monotonic() + 120
+        # Even kills: once a new step is committed. Odd ones: while a save is being written.
+        while time.monotonic() < deadline and process.poll() is None:
+            saving = list(checkpoints.glob("*.orbax-checkpoint-tmp"))
+            if want_inside and saving and (_committed(checkpoints) > before or kill == 1):
+                break
+            if not want_inside and _committed(checkpoints) > before:
+                time.sleep(0.05 * kill)
+                break
+            time.sleep(0.001)
+        assert process.poll() is None, "the run ended before it could be killed"
+        saving = list(checkpoints.glob("*.orbax-checkpoint-tmp"))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        inside += bool(saving) and bool(list(checkpoints.glob("*.orbax-checkpoint-tmp")))
+        after += bool(_committed(checkpoints))
+    print(f"10 kills: {inside} inside a save, {after} after the first commit")
+    assert inside >= 3
+    assert after >= 8
+    status, output = run(tiny_run(workdir, **fields))
+    assert status == 0, output
+    assert_same_state(whole, workdir, steps)
+
+
+def _committed(checkpoints):
+    """Return the set of committed steps' newest, 0 for none."""
+    return max((int(p.name) for p in checkpoints.glob("*") if p.name.isdigit()), default=0)

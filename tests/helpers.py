@@ -1,0 +1,133 @@
+"""What several test files need: one way to shrink a config, and one to run the program."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Fields that make any pre-training config run in seconds; what a config is about stays.
+SHRINK = {
+    "batch_size": "16",
+    "epochs": "2.0",
+    "model.embed_dim": "16",
+    "model.depth": "2",
+    "model.num_heads": "2",
+    "model.decoder_embed_dim": "16",
+    "model.decoder_depth": "1",
+    "model.decoder_num_heads": "2",
+    "optimizer.warmup_epochs": "0.5",
+    "eval.batch_size": "16",
+    "eval.train_examples": "32",
+    "eval.val_examples": "32",
+    "eval.pictures": "2",
+}
+
+
+def overrides(fields: dict[str, str]) -> list[str]:
+    """Return fields as flags of the command line."""
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+def tiny_run(workdir: Path, **fields: str) -> list[str]:
+    """Return the flags of a run on the digits of 40 steps, a few milliseconds each.
+
+    Field names take "__" for the dot: `run__save_every="5"`.
+    """
+    more = {name.replace("__", "."): value for name, value in fields.items()}
+    # 4,000 digits in batches of 16 are 250 steps an epoch.
+    shrunk = SHRINK | {"epochs": "0.16", "optimizer.warmup_epochs": "0.04", "eval.every": "20"}
+    shrunk |= {"run.log_every": "5", "run.save_every": "10"}
+    return ["--config=demo", f"--workdir={workdir}", *overrides(shrunk | more)]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return an environment in which `python -m mae_jax.main` finds this clone from anywhere."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **extra}
+
+
+def start(flags: list[str], **extra: str) -> subprocess.Popen[str]:
+    """Start the program in a process group of its own, stderr joined to stdout."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "mae_jax.main", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(**extra),
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, str]:
+    """Return exit status and the rest of the output."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, output
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
+    """Return the lines of output up to the one that holds `text`."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
+
+
+def run(flags: list[str], **extra: str) -> tuple[int, str]:
+    """Run the program to its end; returns exit status and output."""
+    return finish(start(flags, **extra))
+
+
+def metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Return the rows of `metrics.jsonl`."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Return every array of a checkpoint by path, read by Orbax alone."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    arrays = {}
+    for item in ("params", "train"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore((workdir / "checkpoints" / str(step) / item).resolve())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return arrays
+
+
+def assert_same_state(first: Path, second: Path, step: int) -> None:
+    """Assert that two runs have saved the same bits at a step."""
+    one, two = saved_arrays(first, step), saved_arrays(second, step)
+    assert one.keys() == two.keys()
+    assert len(one) > 20
+    for name in one:
+        assert one[name].dtype == two[name].dtype, name
+        assert one[name].tobytes() == two[name].tobytes(), name
+
+
+def write_photographs(folder: Path, count: int, seed: int = 0) -> None:
+    """Write smooth colour images of several sizes as JPEG."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        height, width = rng.integers(40, 90, size=2)
+        coarse = rng.integers(0, 256, size=(5, 5, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC)
+        image.save(folder / f"photo_{number:02d}.jpg", quality=95)
