@@ -221,8 +221,14 @@ def train_transform(
       crop_fraction: see `CenterCrop.fraction`; only with "none".
 
     Raises:
-      ConfigError: if `augment` is unknown.
+      ConfigError: if `augment` is unknown, or a range empty or out of bounds.
     """
+    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise ConfigError(f"data.crop_scale: expected 0 < least <= most <= 1, got {crop_scale}")
+    if not 0 < crop_ratio[0] <= crop_ratio[1]:
+        raise ConfigError(f"data.crop_ratio: expected 0 < least <= most, got {crop_ratio}")
+    if not 0 < crop_fraction <= 1:
+        raise ConfigError(f"data.crop_fraction: expected in (0, 1], got {crop_fraction}")
     if augment == "random_resized_crop":
         crop: Transform = RandomResizedCrop(image_size, crop_scale, crop_ratio)
     elif augment == "none":

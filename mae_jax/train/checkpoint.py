@@ -47,7 +47,8 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Return the newest committed step, None if there is none."""
-        return self._manager.latest_step()
+        steps = set(self._manager.all_steps()) - set(self._pending)
+        return max(steps, default=None)
 
     def path(self, step: int) -> epath.Path:
         """Return the folder of a step."""

@@ -41,5 +41,6 @@ class TrainState(flax.struct.PyTreeNode):
         cls, params: Params, extra: Any, optimizer: optax.GradientTransformation
     ) -> TrainState:
         """Return the state before the first step."""
-        zero = jnp.zeros((), jnp.int32)
-        return cls(zero, params, extra, optimizer.init(params), Counters(zero, zero))
+        # Three arrays and not one: the step donates the state, and no buffer can be donated twice.
+        step, in_all, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return cls(step, params, extra, optimizer.init(params), Counters(in_all, in_a_row))

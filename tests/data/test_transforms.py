@@ -405,3 +405,19 @@ class TestTransforms:
     def test_unknown_augmentation_is_refused(self):
         with pytest.raises(ConfigError, match=r"data.augment: expected .* got 'autoaugment'"):
             transforms.train_transform((8, 8), augment="autoaugment")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("crop_scale", (0.0, 1.0)),
+        ("crop_scale", (0.9, 0.5)),
+        ("crop_scale", (0.5, 1.5)),
+        ("crop_ratio", (2.0, 0.5)),
+        ("crop_fraction", 0.0),
+        ("crop_fraction", 1.2),
+    ],
+)
+def test_a_range_out_of_bounds_is_refused(field, value):
+    with pytest.raises(ConfigError, match=f"data.{field}: expected"):
+        transforms.train_transform((8, 8), augment="random_resized_crop", **{field: value})

@@ -6,8 +6,8 @@ for the digits. MNIST (Y. LeCun, C. Cortes, C. Burges) is usually cited as CC BY
 
 There is no official split. Ours is fixed: the digits of each class are ordered by the BLAKE2b
 digest of their pixels, the first 400 train and the last 100 validate, 4,000 and 1,000 in all. A
-digest and not a seeded permutation, because numpy may change its streams. Classes alternate
-(0, 1, ..., 9, 0, ...), so that any prefix of a split is balanced.
+digest and not a seeded permutation, because numpy may change its streams. Within a split the
+digits stand in the order of the digest read backwards, so that classes are mixed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def make(split: str, *, path: str = "", held_out: float = HELD_OUT) -> Digits:
     rows = np.array([[i for i in order if labels[i] == k] for k in range(NUM_CLASSES)])
     validation = round(PER_CLASS * HELD_OUT)
     chosen = rows[:, :-validation] if split == "train" else rows[:, -validation:]
-    chosen = chosen.T.reshape(-1)  # [10, n] -> [n x 10], classes alternate
+    chosen = np.array(sorted(chosen.reshape(-1), key=lambda i: digests[i][::-1]))
     return Digits(split, pixels[chosen].reshape(-1, 28, 28, 1), labels[chosen])
 
 
