@@ -7,7 +7,7 @@ JPEG, PNG and WebP count, at any depth. Without a split a tenth is held out. On 
 first look, take a small model: `--config.model.size=vit_s --config.model.image_size=96`.
 
 Expected: the loss starts near 1.0 (normalised targets) and falls below 0.8 within some hundred
-steps on natural photographs; see `docs/losses.md`.
+steps on natural photographs; see `docs/pictures-and-losses.md`.
 
 Source: the recipe of arXiv 2111.06377 with a batch for one device and a schedule for thousands
 rather than a million of images. The base rate is the paper's.

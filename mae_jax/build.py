@@ -238,7 +238,7 @@ def build_evaluators(
         batches(held_out, evaluation.val_examples, evaluation.batch_size),
     )
     evaluators: list[Evaluator] = [MaskedError(task, *both, placement)]
-    if evaluation.readouts and train.num_classes:
+    if evaluation.readouts and train.num_classes and held_out.num_classes:
         evaluators.append(ReadOuts(task, *both, placement, init_params))
     if count := min(evaluation.pictures, len(held_out)):
         rows = -(-count // mesh.size) * mesh.size

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workdir=os.path.expanduser(flags.workdir or default_workdir(flags.config)),
             stop_at_step=flags.stop_at_step,
             allow_change=flags.allow_change,
-            command=shlex.join(["python", "-m", "mae_jax.main", *argv]),
+            argv=argv,
         )
         return run(config, request)
     except ConfigError as error:

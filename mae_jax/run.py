@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,13 +41,19 @@ class Request:
       workdir: folder of the run.
       stop_at_step: end there, in the middle of the schedule; None: at its end.
       allow_change: fields that may differ from those the folder was made with.
-      command: the command as it was given, to be repeated in messages.
+      argv: the flags as they were given, to be repeated in messages.
     """
 
     workdir: str
     stop_at_step: int | None = None
     allow_change: Sequence[str] = ()
-    command: str = "python -m mae_jax.main"
+    argv: Sequence[str] = ()
+
+    def command(self, *more: str) -> str:
+        """Return the command that was given, with flags added or, if given before, replaced."""
+        names = tuple(f"{flag.partition('=')[0]}=" for flag in more)
+        kept = [flag for flag in self.argv if not flag.startswith(names or ("\0",))]
+        return shlex.join(["python", "-m", "mae_jax.main", *kept, *more])
 
 
 def run(config: ConfigDict, request: Request) -> int:
@@ -198,7 +205,7 @@ def _summary(
     train_source, held_out = sources
     classes = (
         f"{train_source.num_classes} classes"
-        if train_source.num_classes
+        if train_source.num_classes and held_out.num_classes
         else "no labels, so no read-outs"
     )
     state_bytes = sum(
@@ -246,14 +253,14 @@ def _farewell(
     folder = epath.Path(request.workdir)
     if step < last_step:
         console.say(f"stopped at step {step} of {total_steps} by {stop.name}; everything is saved")
-        console.say(f"  go on with  {request.command}")
+        console.say(f"  go on with  {request.command()}")
         return STOPPED
     note = "" if step >= total_steps else f" of {total_steps}, as --stop_at_step asks"
     console.say(f"finished at step {step}{note}: {folder / 'checkpoints' / str(step)}")
     if (folder / "pictures").exists():
         console.say(f"  pictures    {folder / 'pictures'}")
-    more = f" --config.epochs={2 * config.epochs:g} --allow_change=epochs"
+    more = [f"--config.epochs={2 * config.epochs:g}", "--allow_change=epochs"]
     if step < total_steps:
-        more = f" --stop_at_step={total_steps}"
-    console.say(f"  go on with  {request.command}{more}")
+        more = [f"--stop_at_step={total_steps}"]
+    console.say(f"  go on with  {request.command(*more)}")
     return FINISHED

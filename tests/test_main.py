@@ -135,13 +135,13 @@ def test_help_and_a_typo_are_answered_without_jax(flag):
 
 
 def test_a_folder_of_unlabelled_images_says_that_there_are_no_read_outs(capsys, tmp_path):
-    write_photographs(tmp_path / "images", 20)
+    write_photographs(tmp_path / "images", 30)
     flags = tiny_run(tmp_path / "run", model__image_size="32", model__channels="3")
     flags += ["--config.data.source=folder", f"--config.data.path={tmp_path / 'images'}"]
     flags += ["--config.data.mean=0.5,0.5,0.5", "--config.data.std=0.25,0.25,0.25"]
     flags += ["--config.epochs=2", "--config.optimizer.warmup_epochs=0"]
     assert program.main(flags) == 0
     out = capsys.readouterr().out
-    assert "no labels, so no read-outs" in out
+    assert "27 images to train on, 3 held out, no labels, so no read-outs" in out
     assert "mean_predictor_loss" in out
     assert "linear_top1" not in out

@@ -83,11 +83,12 @@ def train(
     """
     first = step = int(state.step)
     saved = checkpoints.latest_step()
-    previous: tuple[int, dict[str, jax.Array]] | None = None
+    previous: tuple[int, dict[str, jax.Array], float] | None = None
     throughput.reset()
 
-    def settle(step: int, metrics: dict[str, jax.Array]) -> None:
+    def settle(step: int, metrics: dict[str, jax.Array], stalled: float) -> None:
         values = {f"train/{name}": float(v) for name, v in jax.device_get(metrics).items()}
+        throughput.step(stalled)  # now that it is done, not when it was started
         in_a_row = int(values.pop("train/nonfinite_in_a_row"))
         if in_a_row:
             console.say(f"step {step}: loss or gradient not finite, update skipped")
@@ -123,20 +124,24 @@ def train(
         batch = next(batches)
         # Devices that still work on the previous step have not waited for this batch.
         idle = previous is None or previous[1]["loss"].is_ready()  # type: ignore[attr-defined]
-        throughput.step(time.perf_counter() - begun if idle else 0.0)
+        stalled = time.perf_counter() - begun if idle else 0.0
         state, metrics = step_fn(state, batch)
         step += 1
         if previous is not None:
             settle(*previous)
-        previous = step, metrics
+        previous = step, metrics, stalled
         due = cadence.eval_every and step % cadence.eval_every == 0
-        if due or step == cadence.total_steps:
+        evaluating = due or step == cadence.total_steps
+        saving = step % cadence.save_every == 0
+        if evaluating or saving:
+            # First, for a step that ends the run is not saved; and both wait for the step anyway.
             settle(*previous)
             previous = None
+        if evaluating:
             begun = time.perf_counter()
             evaluate(step, state, evaluators, writer, console)
             throughput.exclude(time.perf_counter() - begun)
-        if step % cadence.save_every == 0:
+        if saving:
             save()
         for done in checkpoints.committed():
             console.say(f"saved step {done}")

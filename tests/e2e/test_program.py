@@ -23,7 +23,8 @@ STEPS = 40
 def whole(tmp_path_factory):
     """One uninterrupted run: its folder and its output, with every compilation logged."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    status, output = run(tiny_run(workdir), JAX_LOG_COMPILES="1")
+    flags = tiny_run(workdir)
+    status, output = run(flags, JAX_LOG_COMPILES="1", JAX_ENABLE_COMPILATION_CACHE="false")
     assert status == 0, output
     return workdir, output
 

@@ -8,7 +8,8 @@ Layout, in the order in which it is decided:
   Otherwise a share of the images is held out: those whose path, relative to the folder, has the
   smallest BLAKE2b digest, for each class by itself. A new image does not move most of the others.
 - The folders at the top of the training split are the classes, sorted by name, if there are at
-  least two and every image of that split lies in one. Otherwise the images have no labels.
+  least two and every image of that split lies in one. Otherwise the images have no labels; nor
+  have those of a validation folder without folders in it.
 """
 
 from __future__ import annotations
@@ -89,20 +90,20 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> Folder:
     if val_root is not None and os.path.isdir(train_root):
         names = _images(train_root)
         if split == "val":
-            return Folder(val_root, _images(val_root), _classes(names))
+            val_names = _images(val_root)
+            is_flat = not any(map(_top, val_names))  # as ImageNet's validation set is handed out
+            return Folder(val_root, val_names, [] if is_flat else _classes(names))
         return Folder(train_root, names, _classes(names))
 
     names = _images(root)
     classes = _classes(names)
-    val_names = _held_out(names, held_out, by_class=bool(classes))
-    if not val_names:
+    chosen = _held_out(names, held_out, by_class=bool(classes))
+    if not chosen:
         raise ConfigError(
             "data.path: expected a validation folder or a second image to hold out, "
             f"got {len(names)} image(s){' of different classes' if classes else ''} in {root}"
         )
-    return Folder(
-        root, [name for name in names if (name in val_names) == (split == "val")], classes
-    )
+    return Folder(root, [name for name in names if (name in chosen) == (split == "val")], classes)
 
 
 def _checked(path: str) -> str:

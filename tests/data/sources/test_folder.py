@@ -129,6 +129,13 @@ class TestSplitFolders:
         assert val.classes == train.classes == ("a", "b", "c")
         assert val.labels == [2]
 
+    def test_a_flat_validation_folder_has_no_labels(self, tmp_path):
+        path = write(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/8.jpg", "val/9.jpg")
+        assert folder.make("train", path=path).num_classes == 2
+        held_out = folder.make("val", path=path)
+        assert held_out.num_classes == 0
+        assert held_out.labels == [-1, -1]
+
     @pytest.mark.parametrize("stray", ["val/z/9.jpg", "val/9.jpg"])
     def test_validation_image_of_no_training_class_is_refused(self, tmp_path, stray):
         path = write(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/8.jpg", stray)
