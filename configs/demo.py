@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     """Return the configuration."""
     config = recipes.mae_pretrain()
     config.batch_size = 128
-    config.epochs = 90.0
+    config.epochs = 60.0
 
     config.model.size = "vit_s"
     config.model.image_size = (28, 28)

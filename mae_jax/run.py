@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,7 +56,16 @@ class Request:
         """Return the command that was given, with flags added or, if given before, replaced."""
         names = tuple(f"{flag.partition('=')[0]}=" for flag in more)
         kept = [flag for flag in self.argv if not flag.startswith(names or ("\0",))]
-        return shlex.join(["python", "-m", "mae_jax.main", *kept, *more])
+        return shlex.join([_interpreter(), "-m", "mae_jax.main", *kept, *more])
+
+
+def _interpreter() -> str:
+    """Return how this Python is called from here: by name if on the path, else by its file."""
+    # Not by resolving links: every environment's python is a link to the same file.
+    if os.path.dirname(shutil.which("python") or "") == os.path.dirname(sys.executable):
+        return "python"
+    below = os.path.relpath(sys.executable)
+    return sys.executable if below.startswith("..") else below
 
 
 def run(config: ConfigDict, request: Request) -> int:

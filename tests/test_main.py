@@ -8,7 +8,7 @@ import pytest
 from mae_jax import main as program
 from mae_jax.data.sources import digits
 from mae_jax.errors import ConfigError
-from tests.helpers import environment, tiny_run, write_photographs
+from tests.helpers import SHRINK, environment, overrides, tiny_run, write_photographs
 
 
 def refusal(capsys, argv):
@@ -134,14 +134,13 @@ def test_help_and_a_typo_are_answered_without_jax(flag):
     assert f"STATUS {0 if flag == '--help' else 2} False" in done.stdout
 
 
-def test_a_folder_of_unlabelled_images_says_that_there_are_no_read_outs(capsys, tmp_path):
+def test_thirty_photographs_of_all_kinds_train_with_the_folder_config(capsys, tmp_path):
     write_photographs(tmp_path / "images", 30)
-    flags = tiny_run(tmp_path / "run", model__image_size="32", model__channels="3")
-    flags += ["--config.data.source=folder", f"--config.data.path={tmp_path / 'images'}"]
-    flags += ["--config.data.mean=0.5,0.5,0.5", "--config.data.std=0.25,0.25,0.25"]
-    flags += ["--config.epochs=2", "--config.optimizer.warmup_epochs=0"]
+    flags = ["--config=folder", f"--workdir={tmp_path / 'run'}", *overrides(SHRINK)]
+    flags += [f"--config.data.path={tmp_path / 'images'}", "--config.model.image_size=64"]
     assert program.main(flags) == 0
     out = capsys.readouterr().out
     assert "27 images to train on, 3 held out, no labels, so no read-outs" in out
     assert "mean_predictor_loss" in out
     assert "linear_top1" not in out
+    assert "finished at step 2" in out

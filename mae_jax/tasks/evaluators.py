@@ -75,9 +75,11 @@ class MaskedError:
             }
             # The weights of a batch sum to 1 over its examples: undo that, then weigh padding out.
             scale = batch["weight"] * len(batch["weight"])
-            return tuple(
+            totals = [
                 (reconstruction.example_losses(x) * scale).sum() for x in (predictions, of_mean)
-            )
+            ]
+            # Counted here, for the host has the rows of its own process alone.
+            return *totals, batch["weight"].sum()
 
         self._sums = jax.jit(sums, out_shardings=placement.replicated)
         self._losses = jax.jit(losses, out_shardings=placement.replicated)
@@ -93,7 +95,7 @@ class MaskedError:
             values = self._losses(params, self._means, self._placement.put(batch), key)
             total += float(values[0])
             of_mean += float(values[1])
-            count += float(batch["weight"].sum())
+            count += float(values[2])
         yield "loss", total / count
         yield "mean_predictor_loss", of_mean / count
 
@@ -141,8 +143,9 @@ class ReadOuts:
         self._train, self._held_out, self._placement = train, held_out, placement
         self._init_params = init_params
 
-        def features(params: Params, batch: Batch) -> jax.Array:
-            return task.call("features", params, batch)
+        def features(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+            # Labels and weights too, for the host has the rows of its own process alone.
+            return task.call("features", params, batch), batch["label"], batch["weight"]
 
         self._features = jax.jit(features, out_shardings=placement.replicated)
 
@@ -166,10 +169,10 @@ class ReadOuts:
     def _extract(self, params: Params, batches: HostBatches) -> tuple[np.ndarray, np.ndarray]:
         features, labels = [], []
         for batch in batches:
-            valid = batch["weight"] > 0
-            out = np.asarray(self._features(params, self._placement.put(batch)))
-            features.append(out[valid])
-            labels.append(batch["label"][valid])
+            of_batch = self._features(params, self._placement.put(batch))
+            out, label, weight = jax.device_get(of_batch)
+            features.append(out[weight > 0])
+            labels.append(label[weight > 0])
         return np.concatenate(features), np.concatenate(labels)
 
 

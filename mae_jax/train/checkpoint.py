@@ -82,11 +82,11 @@ class Checkpoints:
 
     def committed(self, *, wait: bool = False) -> list[int]:
         """Return the steps committed since the last call; with `wait`, when all are."""
-        if wait:
-            self._manager.wait_until_finished()
-        self._manager.check_for_errors()
         # A save waits for the one before it, so all but the last are there.
-        still = self._pending[-1:] if self._manager.is_saving_in_progress() else []
+        still = self._pending[-1:] if not wait and self._manager.is_saving_in_progress() else []
+        if self._pending and not still:
+            # Raises if the save failed; `check_for_errors` does not see what its thread met.
+            self._manager.wait_until_finished()
         done, self._pending = self._pending[: len(self._pending) - len(still)], still
         return done
 

@@ -27,11 +27,9 @@ class Console:
     def __init__(self, total_steps: int, first_step: int = 0, *, quiet: bool = False):
         self._quiet = quiet
         self._total = total_steps
-        self._bar = None
-        if not quiet and sys.stderr.isatty():
-            self._bar = tqdm.tqdm(
-                total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, leave=False
-            )
+        self._first = first_step
+        self._has_bar = not quiet and sys.stderr.isatty()
+        self._bar: tqdm.tqdm | None = None
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -42,7 +40,15 @@ class Console:
         print(text, flush=True)
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
+        """Move the bar, which appears with the first step."""
+        if self._has_bar and self._bar is None:
+            self._bar = tqdm.tqdm(
+                total=self._total,
+                initial=self._first,
+                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+                dynamic_ncols=True,
+                leave=False,
+            )
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 

@@ -101,7 +101,7 @@ def test_a_signal_saves_says_how_to_go_on_and_gives_75(whole, tmp_path, number):
     status, output = finish(process)
     assert status == 75, output
     assert f"by {number.name}; everything is saved" in output
-    assert "python -m mae_jax.main --config=demo" in output
+    assert "-m mae_jax.main --config=demo" in output
     status, output = run(tiny_run(workdir))
     assert status == 0, output
     assert "resumed from step" in output
