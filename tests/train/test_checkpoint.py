@@ -1,0 +1,359 @@
+"""Checkpoints: bit for bit what was saved, wherever it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from mae_jax.errors import ConfigError
+from mae_jax.train import sharding
+from mae_jax.train.checkpoint import Checkpoints, abstract_state
+from mae_jax.train.optimizer import adamw
+from mae_jax.train.state import Counters, TrainState
+
+OPTIMIZER = adamw(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.05)
+META = {"config": {"seed": 3, "model": {"name": "mae"}, "mean": [0.5, 0.25]}, "jax": "1.2"}
+
+
+@contextlib.contextmanager
+def opened(folder: Path | str, keep: int = 3) -> Iterator[Checkpoints]:
+    checkpoints = Checkpoints(folder, keep=keep)
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
+
+
+def make_params(width: int = 16) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    return {
+        "encoder": {"block_00": {"kernel": draw(8, width), "bias": draw(width)}},
+        "decoder": {"mask_token": draw(1, 1, width)},
+    }
+
+
+def grads_of(params: Any) -> Any:
+    return jax.tree.map(lambda p: jnp.sin(7.0 * p), params)
+
+
+@jax.jit
+def advance(state: TrainState) -> TrainState:
+    direction, opt_state = OPTIMIZER.update(grads_of(state.params), state.opt_state, state.params)
+    params = jax.tree.map(lambda p, d: p - 0.01 * d, state.params, direction)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+
+
+def make_state(steps: int = 3, params: Any = None) -> TrainState:
+    """Return a state no part of which is at its initial value."""
+    params = make_params() if params is None else params
+    extra = {"batch_stats": {"mean": jnp.arange(4.0)}}
+    state = TrainState.create(params, extra, OPTIMIZER)
+    counters = Counters(jnp.asarray(5, jnp.int32), jnp.asarray(2, jnp.int32))
+    state = state.replace(counters=counters)
+    for _ in range(steps):
+        state = advance(state)
+    return state
+
+
+def save(checkpoints: Checkpoints, state: TrainState) -> int:
+    """Save and wait."""
+    step = checkpoints.save(state, data={"next_step": int(state.step)}, meta=META)
+    assert checkpoints.committed(wait=True) == [step]
+    return step
+
+
+def target_of(state: TrainState, mesh: jax.sharding.Mesh | None = None) -> TrainState:
+    mesh = mesh or sharding.make_mesh(1, 1, jax.devices()[:1])
+    shapes = jax.eval_shape(lambda: state)
+    return abstract_state(shapes, sharding.state_sharding(shapes, mesh))
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def folders(path: Path) -> set[str]:
+    return {child.name for child in path.iterdir()}
+
+
+def test_restored_state_is_the_saved_one_bit_for_bit(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        restored = checkpoints.restore(3, target_of(state))
+    # Structures are compared too: optax's NamedTuples must not come back as dicts.
+    assert_same_bits(restored, state)
+    assert int(restored.counters.nonfinite_steps) == 5
+    assert int(restored.counters.nonfinite_in_a_row) == 2
+    assert int(restored.opt_state[0].count) == int(restored.step) == 3
+
+
+def test_training_goes_on_from_a_restored_state_as_if_never_stopped(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+        restored = checkpoints.restore(3, target_of(state))
+    assert_same_bits(advance(advance(restored)), advance(advance(state)))
+
+
+def test_state_that_has_nothing_untrained_is_restored(tmp_path):
+    state = make_state().replace(extra={})
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+        assert_same_bits(checkpoints.restore(3, target_of(state)), state)
+
+
+def test_what_is_saved_is_the_state_at_the_call_though_it_is_donated_right_after(tmp_path):
+    # Megabytes, so that writing goes on while the next steps overwrite the memory.
+    big = {"kernel": jnp.linspace(-1.0, 1.0, 1_500_000).reshape(1000, 1500)}
+    step_fn = jax.jit(advance, donate_argnums=0)
+    state = step_fn(step_fn(TrainState.create(big, {}, OPTIMIZER)))
+    expected = jax.tree.map(np.array, state)
+    with opened(tmp_path) as checkpoints:
+        step = checkpoints.save(state, data={}, meta={})
+        for _ in range(6):
+            before, state = state, step_fn(state)
+        assert before.params["kernel"].is_deleted()  # memory is reused indeed
+        assert checkpoints.committed(wait=True) == [step]
+        restored = checkpoints.restore(step, target_of(state))
+    assert_same_bits(restored, expected)
+    assert not np.array_equal(state.params["kernel"], expected.params["kernel"])
+
+
+def test_newest_steps_are_kept(tmp_path):
+    state = make_state(steps=0)
+    with opened(tmp_path, keep=2) as checkpoints:
+        for _ in range(4):
+            state = advance(state)
+            save(checkpoints, state)
+        assert checkpoints.latest_step() == 4
+    assert folders(tmp_path) == {"3", "4"}
+    with opened(tmp_path, keep=2) as checkpoints:
+        assert_same_bits(checkpoints.restore(4, target_of(state)), state)
+
+
+def test_every_step_asked_for_is_saved_and_no_other(tmp_path):
+    state = make_state(steps=1)
+    with opened(tmp_path, keep=10) as checkpoints:
+        for steps in (0, 4, 2):
+            for _ in range(steps):
+                state = advance(state)
+            save(checkpoints, state)
+    assert folders(tmp_path) == {"1", "5", "7"}
+
+
+def test_empty_folder_has_no_latest_step(tmp_path):
+    with opened(tmp_path / "new" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert checkpoints.committed() == checkpoints.committed(wait=True) == []
+    assert (tmp_path / "new" / "checkpoints").is_dir()
+
+
+def test_step_counts_as_saved_once_it_is_on_disk(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+        later = advance(state)
+        assert checkpoints.save(later, data={}, meta={}) == 4
+        assert checkpoints.latest_step() == 3
+        reported: list[int] = []
+        while not reported:
+            reported = checkpoints.committed()
+            assert reported in ([], [4])
+        assert (tmp_path / "4" / "params").is_dir()
+        assert checkpoints.latest_step() == 4
+        assert checkpoints.committed() == checkpoints.committed(wait=True) == []
+
+
+def test_steps_are_reported_while_a_later_one_is_being_written(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state, data={}, meta={})
+        checkpoints.save(advance(state), data={}, meta={})
+        reported = checkpoints.committed()
+        assert reported[0] == 3
+        assert reported + checkpoints.committed(wait=True) == [3, 4]
+
+
+def fail_to_write(checkpoints: Checkpoints, state: TrainState) -> None:
+    """Start to save `state` and take the folder away before it is written."""
+    checkpoints.save(state, data={}, meta={})
+    (unfinished,) = checkpoints.directory.glob("*.orbax-checkpoint-tmp")
+    unfinished.rename(checkpoints.directory.parent / "away")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads
+def test_save_that_fails_is_an_error_and_not_reported_as_saved(tmp_path):
+    # Enough to write that the folder is gone before the end.
+    state = make_state(params={"kernel": jnp.ones((3000, 1000))})
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    save(checkpoints, state)
+    fail_to_write(checkpoints, advance(state))
+    logging.disable(logging.CRITICAL)
+    try:
+        with pytest.raises(Exception, match=r"4\.orbax-checkpoint-tmp"):
+            all(checkpoints.committed() == [] for _ in itertools.count())
+        assert checkpoints.latest_step() == 3
+    finally:
+        logging.disable(logging.NOTSET)
+        with contextlib.suppress(Exception):
+            checkpoints.close()
+    with opened(folder) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        assert_same_bits(checkpoints.restore(3, target_of(state)), state)
+
+
+def test_saving_a_step_twice_is_an_error(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+        with pytest.raises(RuntimeError, match="step 3 was not saved"):
+            checkpoints.save(state, data={}, meta={})
+
+
+def test_parameters_are_read_by_one_plain_line_of_orbax(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+        path = checkpoints.path(3)
+    assert path == tmp_path / "3"
+    params = ocp.StandardCheckpointer().restore(path / "params")
+    assert_same_bits(params, state.params)
+
+
+def test_json_items_come_back_as_they_were(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, make_state())
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.read_json(3, "meta") == META
+        assert checkpoints.read_json(3, "data") == {"next_step": 3}
+
+
+def test_folder_of_a_step_has_four_items_and_json_that_people_can_read(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, make_state())
+    items = {path.name for path in (tmp_path / "3").iterdir() if path.is_dir()}
+    assert items == {"params", "train", "data", "meta"}
+    assert json.loads((tmp_path / "3" / "meta" / "metadata").read_text()) == META
+
+
+@pytest.mark.parametrize("damage", ["missing item", "missing step", "empty step", "not JSON"])
+def test_json_that_cannot_be_read_is_refused_in_one_line(tmp_path, damage):
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, make_state())
+    step = 9 if damage in ("missing step", "empty step") else 3
+    if damage == "missing item":
+        shutil.rmtree(tmp_path / "3" / "meta")
+    elif damage == "empty step":
+        (tmp_path / "9").mkdir()
+    elif damage == "not JSON":
+        (tmp_path / "3" / "meta" / "metadata").write_text('{"config": ')
+    with opened(tmp_path) as checkpoints, pytest.raises(ConfigError) as caught:
+        checkpoints.read_json(step, "meta")
+    assert str(tmp_path / str(step)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def wrong_shape(state: TrainState) -> TrainState:
+    return make_state(params=make_params(width=24))
+
+
+def parameter_more(state: TrainState) -> TrainState:
+    return make_state(params=make_params() | {"head": {"kernel": jnp.ones((4, 4))}})
+
+
+def parameter_less(state: TrainState) -> TrainState:
+    return make_state(params={"encoder": make_params()["encoder"]})
+
+
+def other_optimizer(state: TrainState) -> TrainState:
+    return state.replace(opt_state={"momentum": state.params})
+
+
+@pytest.mark.parametrize("change", [wrong_shape, parameter_more, parameter_less, other_optimizer])
+def test_state_of_another_model_is_refused_in_one_line(tmp_path, change):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+        with pytest.raises(ConfigError) as caught:
+            checkpoints.restore(3, target_of(change(state)))
+    assert str(caught.value).startswith(f"cannot restore {tmp_path / '3'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_step_that_is_not_there_is_refused_in_one_line(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+        with pytest.raises(ConfigError) as caught:
+            checkpoints.restore(8, target_of(state))
+    assert str(caught.value).startswith(f"cannot restore {tmp_path / '8'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_save_that_was_killed_is_ignored_and_does_not_leak_into_the_next(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+    leftover = tmp_path / "4.orbax-checkpoint-tmp" / "params"
+    leftover.mkdir(parents=True)
+    (leftover / "junk").write_text("half an array")
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        state = advance(state)
+        save(checkpoints, state)
+        assert_same_bits(checkpoints.restore(4, target_of(state)), state)
+    assert folders(tmp_path) == {"3", "4"}
+    assert not list((tmp_path / "4").rglob("junk"))
+
+
+def test_relative_folder_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = make_state()
+    with opened("runs/one") as checkpoints:
+        save(checkpoints, state)
+        assert checkpoints.path(3) == tmp_path / "runs" / "one" / "3"
+    assert folders(tmp_path / "runs" / "one") == {"3"}
+    with opened("./runs/../runs/one") as checkpoints:
+        assert_same_bits(checkpoints.restore(3, target_of(state)), state)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((1, 8), (1, 1)), ((1, 1), (1, 8)), ((4, 2), (2, 4))]
+)
+def test_state_moves_between_layouts_bit_for_bit(tmp_path, before, after):
+    def mesh_of(data: int, fsdp: int) -> jax.sharding.Mesh:
+        return sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+
+    state = make_state()
+    laid_out = jax.device_put(state, sharding.state_sharding(state, mesh_of(*before)))
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, laid_out)
+    target = target_of(state, mesh_of(*after))
+    with opened(tmp_path) as checkpoints:
+        restored = checkpoints.restore(3, target)
+    assert_same_bits(restored, state)
+    for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True):
+        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
