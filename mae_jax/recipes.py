@@ -35,6 +35,9 @@ def mae_pretrain() -> ConfigDict:
     model.norm_pix_loss = True
     model.use_cls_token = True
     model.positions = "fixed"
+    model.mask_sampling = "random"
+    model.mask_tokens_in_encoder = False
+    model.loss_on = "hidden"
     model.patch_size = config_dict.placeholder(int)
     model.embed_dim = config_dict.placeholder(int)
     model.depth = config_dict.placeholder(int)

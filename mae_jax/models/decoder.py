@@ -24,7 +24,7 @@ class Decoder(nn.Module):
     Tokens stay in kept-then-hidden order and get the positions of that order: attention does not
     see the order, so this equals un-shuffling them first, without a gather of activations.
 
-    Parameters: `embed`, `mask_token` [1, 1, d], `block_00` ..., `norm`, `pred`.
+    Parameters: `embed`, `mask_token` [1, 1, d] if units are hidden, `block_00` ..., `norm`, `pred`.
 
     Attributes:
       grid_size: units (down, across).
@@ -47,28 +47,34 @@ class Decoder(nn.Module):
     attention: AttentionFn = jax.nn.dot_product_attention
 
     @nn.compact
-    def __call__(self, latent: jax.Array, plan: MaskPlan, *, all_units: bool = False) -> jax.Array:
+    def __call__(self, latent: jax.Array, plan: MaskPlan, *, skip: int | None = None) -> jax.Array:
         """Predict units from the encoder's output.
 
         Args:
           latent: [B, c + K, D]; what comes before the K units (a class token) has no position.
           plan: the mask under which `latent` was made.
-          all_units: predict the kept units too, for pictures.
+          skip: how many units, in kept-then-hidden order, to make no prediction for; None: the K
+            kept ones, 0: none, for pictures.
 
         Returns:
-          float32 [B, N - K, U] in the order of `plan.ids_mask`; with `all_units` [B, N, U] in
-          kept-then-hidden order.
+          float32 [B, N - skip, U] in kept-then-hidden order.
         """
         keep, hidden = plan.ids_keep.shape[1], plan.ids_mask.shape[1]
         x = linear(self.embed_dim, self.dtype, "embed")(latent)
-        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.embed_dim))
-        gaps = jnp.broadcast_to(mask_token.astype(self.dtype), (x.shape[0], hidden, self.embed_dim))
         prefix = x.shape[1] - keep
+        if hidden:
+            mask_token = self.param(
+                "mask_token", nn.initializers.normal(0.02), (1, 1, self.embed_dim)
+            )
+            gaps = jnp.broadcast_to(
+                mask_token.astype(self.dtype), (x.shape[0], hidden, self.embed_dim)
+            )
+            x = jnp.concatenate([x, gaps], axis=1)
         table = jnp.asarray(sincos_2d(self.embed_dim, self.grid_size))
         ids = jnp.concatenate([plan.ids_keep, plan.ids_mask], axis=1)
         positions = jnp.take(table, ids, axis=0, mode="clip")  # [R, N, d], R = B or 1
         positions = jnp.pad(positions, ((0, 0), (prefix, 0), (0, 0)))
-        x = jnp.concatenate([x, gaps], axis=1) + positions.astype(self.dtype)
+        x = x + positions.astype(self.dtype)
         for i in range(self.depth):
             x = TransformerBlock(
                 num_heads=self.num_heads,
@@ -77,14 +83,20 @@ class Decoder(nn.Module):
                 attention=self.attention,
                 name=f"block_{i:02d}",
             )(x)
-        x = x[:, prefix if all_units else prefix + keep :]
+        x = x[:, prefix + (keep if skip is None else skip) :]
         x = layer_norm(self.dtype, "norm")(x)
         return linear(self.unit_size, self.dtype, "pred")(x).astype(jnp.float32)
 
     @nn.nowrap
-    def flops(self, keep: int, hidden: int, prefix: int, latent_dim: int) -> int:
-        """Return forward FLOPs for one image: bridge, blocks, and the head on hidden units."""
-        tokens = prefix + keep + hidden
-        bridge = 2 * (prefix + keep) * latent_dim * self.embed_dim
+    def flops(self, tokens: int, latent: int, latent_dim: int, predicted: int) -> int:
+        """Return forward FLOPs for one image: bridge from the encoder, blocks, and head.
+
+        Args:
+          tokens: in the blocks, class token included.
+          latent: tokens that come from the encoder.
+          latent_dim: their width.
+          predicted: units that the head is applied to.
+        """
+        bridge = 2 * latent * latent_dim * self.embed_dim
         blocks = self.depth * block_flops(tokens, self.embed_dim, self.mlp_ratio)
-        return bridge + blocks + 2 * hidden * self.embed_dim * self.unit_size
+        return bridge + blocks + 2 * predicted * self.embed_dim * self.unit_size

@@ -35,8 +35,8 @@ def patch_bias_init(fan_in: int) -> nn.initializers.Initializer:
 class ViTEncoder(nn.Module):
     """Embed the units to be seen, add their positions, and run the transformer.
 
-    Parameters: `patch_embed`, `cls_token` [1, 1, D] and `pos_embed` where used, `block_00` ...,
-    `norm`.
+    Parameters: `patch_embed`, `block_00` ..., `norm`, and where used `cls_token` [1, 1, D],
+    `mask_token` [1, 1, D] and `pos_embed` [1, c + N, D].
 
     Attributes:
       grid_size: units (down, across); indices count in raster order.
@@ -65,13 +65,20 @@ class ViTEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, units: jax.Array, ids: jax.Array, *, drop_path_rng: jax.Array | None = None
+        self,
+        units: jax.Array,
+        ids: jax.Array,
+        *,
+        replaced: jax.Array | None = None,
+        drop_path_rng: jax.Array | None = None,
     ) -> jax.Array:
         """Encode the units that are to be seen.
 
         Args:
           units: [B, K, U].
           ids: int [R, K] their places in the grid, R = B or 1.
+          replaced: bool [R, K], where the embedding of a unit gives way to a learned token, its
+            position staying; None: nowhere, and there is no such token.
           drop_path_rng: key of drop path; None: none (evaluation).
 
         Returns:
@@ -85,6 +92,11 @@ class ViTEncoder(nn.Module):
             dtype=self.dtype,
             name="patch_embed",
         )(units)
+        if replaced is not None:
+            mask_token = self.param(
+                "mask_token", nn.initializers.normal(0.02), (1, 1, self.embed_dim)
+            )
+            x = jnp.where(replaced[..., None], mask_token.astype(self.dtype), x)
         table = self._position_table()
         offset = int(self.use_cls_token)
         positions = jnp.take(table, ids + offset, axis=0, mode="clip")  # [R, K, D], R = B or 1

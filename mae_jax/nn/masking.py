@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mae_jax.errors import ConfigError
 from mae_jax.types import MaskPlan
+
+MAX_BLOCKS = 32  # rectangles drawn for block-wise masks: more than are ever needed to hide 95 %
 
 
 def keep_count(count: int, mask_ratio: float) -> int:
@@ -76,3 +81,101 @@ def mask_of(plan: MaskPlan) -> jax.Array:
         [jnp.zeros(plan.ids_keep.shape), jnp.ones(plan.ids_mask.shape)], axis=1
     )
     return jnp.take_along_axis(removed, ids_restore(plan), axis=1)
+
+
+def block_plan(rng: jax.Array, batch_size: int, grid_size: tuple[int, int], keep: int) -> MaskPlan:
+    """Hide rectangles of units until exactly N - K are hidden, another set for each image.
+
+    Rectangles have an area between 16 units (or less where less is to be hidden) and the number to
+    hide, an aspect ratio between 0.3 and 1 / 0.3, both log-uniform for the ratio and uniform for
+    the area as in BEiT, and lie anywhere in the grid. They are laid down one after the other; of
+    the last one only as many rows are hidden as are needed. BEiT stops short of the number instead;
+    ours is exact, so that all images have one shape.
+
+    Args:
+      rng: key.
+      batch_size: B.
+      grid_size: units (down, across).
+      keep: K.
+
+    Source: MAE, arXiv 2111.06377, section 4.1 and figure 6 (no official code); BEiT, arXiv
+    2106.08254, algorithm 1.
+    """
+    rows, columns = grid_size
+    hide = rows * columns - keep
+    area_rng, aspect_rng, top_rng, left_rng = jax.random.split(rng, 4)
+    shape = (batch_size, MAX_BLOCKS)
+    area = jax.random.uniform(area_rng, shape, minval=min(16, hide), maxval=hide + 1)
+    limit = math.log(0.3)
+    aspect = jnp.exp(jax.random.uniform(aspect_rng, shape, minval=limit, maxval=-limit))
+    height = jnp.clip(jnp.rint(jnp.sqrt(area * aspect)), 1, rows)
+    width = jnp.clip(jnp.rint(jnp.sqrt(area / aspect)), 1, columns)
+    top = jnp.floor(jax.random.uniform(top_rng, shape) * (rows - height + 1))
+    left = jnp.floor(jax.random.uniform(left_rng, shape) * (columns - width + 1))
+
+    def within(start: jax.Array, size: jax.Array, count: int) -> jax.Array:
+        place = jnp.arange(count)[None, None]  # [1, 1, count]
+        return (place >= start[..., None]) & (place < (start + size)[..., None])
+
+    inside = within(top, height, rows)[..., :, None] & within(left, width, columns)[..., None, :]
+    inside = inside.reshape(*shape, rows * columns)  # [B, T, N]
+    # The first rectangle that covers a unit says when it is hidden; raster order within one.
+    first = jnp.where(inside.any(axis=1), inside.argmax(axis=1), MAX_BLOCKS)
+    ids = jnp.argsort(first, axis=1, stable=True).astype(jnp.int32)
+    return MaskPlan(ids_keep=ids[:, hide:], ids_mask=ids[:, :hide])
+
+
+def grid_plan(rng: jax.Array, batch_size: int, grid_size: tuple[int, int], keep: int) -> MaskPlan:
+    """Keep units as regularly spread as the ratio allows: at 3/4 hidden, one of every 2 x 2.
+
+    Units are kept in the order of an ordered-dither (Bayer) matrix, moved by a random offset for
+    each image: 1/4 kept is a regular grid, 1/2 a checkerboard, between fills up evenly.
+
+    Args:
+      rng: key of the offset.
+      batch_size: B.
+      grid_size: units (down, across).
+      keep: K.
+
+    Source: MAE, arXiv 2111.06377, section 4.1 and figure 6 (no official code); the order is ours.
+    """
+    rows, columns = grid_size
+    order = _bayer(max(rows, columns))
+    side = len(order)
+    offset = jax.random.randint(rng, (batch_size, 2), 0, side)
+    row = (jnp.arange(rows)[None] + offset[:, :1]) % side  # [B, rows]
+    column = (jnp.arange(columns)[None] + offset[:, 1:]) % side
+    rank = jnp.asarray(order)[row[:, :, None], column[:, None, :]].reshape(batch_size, -1)
+    ids = jnp.argsort(rank, axis=1).astype(jnp.int32)
+    return MaskPlan(ids_keep=ids[:, :keep], ids_mask=ids[:, keep:])
+
+
+def _bayer(least: int) -> np.ndarray:
+    """Return the ordered-dither matrix whose side is the power of two at or above `least`."""
+    order = np.zeros((1, 1), np.int32)
+    while len(order) < least:
+        order = np.block([[4 * order, 4 * order + 2], [4 * order + 3, 4 * order + 1]])
+    return order
+
+
+def plan_of_mask(mask: np.ndarray) -> MaskPlan:
+    """Return the plan of a caller's own mask.
+
+    Args:
+      mask: bool or 0/1 [R, N], in image order, 1 = removed; the same number of ones in each row.
+
+    Raises:
+      ConfigError: if rows differ in their number of ones, or keep or hide nothing.
+    """
+    mask = np.asarray(mask).astype(bool)
+    hidden = mask.sum(axis=1)
+    if mask.ndim != 2 or len(set(hidden.tolist())) != 1:
+        raise ConfigError(
+            f"mask: expected [R, N] with equally many removed units in each row, got shape"
+            f" {list(mask.shape)} with {sorted(set(hidden.tolist()))}"
+        )
+    keep = mask.shape[1] - int(hidden[0])
+    if not 0 < keep < mask.shape[1]:
+        raise ConfigError(f"mask: keeps {keep} of {mask.shape[1]} units")
+    ids = jnp.asarray(np.argsort(mask, axis=1, kind="stable").astype(np.int32))
+    return MaskPlan(ids_keep=ids[:, :keep], ids_mask=ids[:, keep:])

@@ -39,6 +39,11 @@ SIZES = {
 }
 
 
+SAMPLERS = {"block": masking.block_plan, "grid": masking.grid_plan}
+MASK_SAMPLINGS = ("random", *SAMPLERS)
+LOSS_ON = ("hidden", "all")
+
+
 class MaskedAutoencoder(nn.Module):
     """Encode the units that are kept, predict the ones that are hidden.
 
@@ -48,6 +53,10 @@ class MaskedAutoencoder(nn.Module):
       decoder: predicts hidden units.
       mask_ratio: share of units to hide.
       norm_pix_loss: the target is each unit normalised with its own mean and deviation.
+      mask_sampling: how units to hide are chosen, a name in `SAMPLERS` (table 1f).
+      mask_tokens_in_encoder: the encoder sees all units, hidden ones as a learned token (table 1c),
+        and the decoder adds none. Slower, and worse in the paper.
+      loss_on: "hidden", or "all" units (about 0.5 % worse in the paper, section 3).
     """
 
     unit: PatchUnit
@@ -55,6 +64,9 @@ class MaskedAutoencoder(nn.Module):
     decoder: Decoder
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
+    mask_sampling: str = "random"
+    mask_tokens_in_encoder: bool = False
+    loss_on: str = "hidden"
 
     @nn.nowrap
     def keep_count(self) -> int:
@@ -63,27 +75,52 @@ class MaskedAutoencoder(nn.Module):
 
     @nn.nowrap
     def plan(self, rng: jax.Array, batch_size: int, noise: jax.Array | None = None) -> MaskPlan:
-        """Draw one random mask per image; see `mae_jax.nn.masking.random_plan`."""
-        return masking.random_plan(rng, batch_size, self.unit.count, self.keep_count(), noise)
+        """Draw one mask per image, as `mask_sampling` says; see `mae_jax.nn.masking`.
+
+        Args:
+          rng: key.
+          batch_size: B.
+          noise: float [B, N] that decides instead of `rng`; with random sampling alone.
+        """
+        keep = self.keep_count()
+        if self.mask_sampling == "random":
+            return masking.random_plan(rng, batch_size, self.unit.count, keep, noise)
+        if noise is not None:
+            raise ValueError(f"noise decides random masks, mask_sampling is {self.mask_sampling}")
+        return SAMPLERS[self.mask_sampling](rng, batch_size, self.unit.grid_size, keep)
+
+    def _encode(
+        self, units: jax.Array, plan: MaskPlan, drop_path_rng: jax.Array | None = None
+    ) -> tuple[jax.Array, MaskPlan]:
+        """Return the encoder's output and the plan by which the decoder is to complete it."""
+        if not self.mask_tokens_in_encoder:
+            seen = masking.take(units, plan.ids_keep)
+            return self.encoder(seen, plan.ids_keep, drop_path_rng=drop_path_rng), plan
+        ids = jnp.concatenate([plan.ids_keep, plan.ids_mask], axis=1)
+        replaced = (jnp.arange(ids.shape[1]) >= plan.ids_keep.shape[1])[None]
+        latent = self.encoder(
+            masking.take(units, ids), ids, replaced=replaced, drop_path_rng=drop_path_rng
+        )
+        return latent, MaskPlan(ids_keep=ids, ids_mask=ids[:, :0])
 
     def predict(
         self, batch: Batch, plan: MaskPlan, *, drop_path_rng: jax.Array | None = None
     ) -> dict[str, Prediction]:
-        """Predict the hidden units of `batch["image"]`, normalised float32 [B, H, W, C].
+        """Predict the hidden units (or all) of `batch["image"]`, normalised float32 [B, H, W, C].
 
-        Every hidden unit counts alike in the mean over the batch, as in the official
+        Every unit predicted counts alike in the mean over the batch, as in the official
         `forward_loss`, which divides by the number of removed patches.
         """
         units = self.unit.split(batch["image"])
-        latent = self.encoder(
-            masking.take(units, plan.ids_keep), plan.ids_keep, drop_path_rng=drop_path_rng
-        )
-        output = self.decoder(latent, plan)
-        target = masking.take(units, plan.ids_mask)
+        latent, decoder_plan = self._encode(units, plan, drop_path_rng)
+        skip = 0 if self.loss_on == "all" else plan.ids_keep.shape[1]
+        output = self.decoder(latent, decoder_plan, skip=skip)
+        ids = jnp.concatenate([plan.ids_keep, plan.ids_mask], axis=1)[:, skip:]
+        target = masking.take(units, ids)
         if self.norm_pix_loss:
             target = normalize_units(target)
         weight = jnp.full(output.shape[:2], 1.0 / (output.shape[0] * output.shape[1]))
-        return {"image": Prediction(output, target, plan.ids_mask, weight)}
+        return {"image": Prediction(output, target, ids, weight)}
 
     def reconstruct(self, batch: Batch, plan: MaskPlan) -> jax.Array:
         """Return the decoder's images [B, H, W, C], kept units predicted as well, normalised space.
@@ -92,8 +129,7 @@ class MaskedAutoencoder(nn.Module):
         the model predicts the pattern of a patch, not its brightness and contrast.
         """
         units = self.unit.split(batch["image"])
-        latent = self.encoder(masking.take(units, plan.ids_keep), plan.ids_keep)
-        output = masking.restore(self.decoder(latent, plan, all_units=True), plan)
+        output = masking.restore(self.decoder(*self._encode(units, plan), skip=0), plan)
         if self.norm_pix_loss:
             output = denormalize_units(output, units)
         return self.unit.join(output)
@@ -135,10 +171,13 @@ class MaskedAutoencoder(nn.Module):
         The embedding's backward pass is counted once, for pixels need no gradient. Norms, GELU,
         softmax, gathers, the optimiser and recomputation are not counted.
         """
-        keep, hidden = self.keep_count(), self.unit.count - self.keep_count()
-        embed, encoder = self.encoder.flops(keep, self.unit.size)
-        prefix = int(self.encoder.use_cls_token)
-        decoder = self.decoder.flops(keep, hidden, prefix, self.encoder.embed_dim)
+        count, prefix = self.unit.count, int(self.encoder.use_cls_token)
+        seen = count if self.mask_tokens_in_encoder else self.keep_count()
+        predicted = count if self.loss_on == "all" else count - self.keep_count()
+        embed, encoder = self.encoder.flops(seen, self.unit.size)
+        decoder = self.decoder.flops(
+            prefix + count, prefix + seen, self.encoder.embed_dim, predicted
+        )
         return 3 * (embed + encoder + decoder) - embed
 
 
@@ -151,6 +190,9 @@ def make(
     norm_pix_loss: bool = True,
     use_cls_token: bool = True,
     positions: str = "fixed",
+    mask_sampling: str = "random",
+    mask_tokens_in_encoder: bool = False,
+    loss_on: str = "hidden",
     patch_size: int | None = None,
     embed_dim: int | None = None,
     depth: int | None = None,
@@ -170,6 +212,9 @@ def make(
       norm_pix_loss: predict patches normalised by their own statistics.
       use_cls_token: have a class token.
       positions: of the encoder, "fixed" or "learned".
+      mask_sampling: "random", "block" or "grid".
+      mask_tokens_in_encoder: let the encoder see a token for each hidden patch.
+      loss_on: "hidden" or "all" patches.
       patch_size: pixels; None: that of the size. The same for all the following.
       embed_dim: width of the encoder, a multiple of 4 and of `num_heads`.
       depth: blocks of the encoder.
@@ -194,8 +239,13 @@ def make(
         "decoder_num_heads": decoder_num_heads,
     }
     dims = SIZES[size]._replace(**{name: v for name, v in given.items() if v is not None})
-    if positions not in POSITIONS:
-        raise ConfigError(f"model.positions {positions!r} is not one of {', '.join(POSITIONS)}")
+    for name, value, known in (
+        ("positions", positions, POSITIONS),
+        ("mask_sampling", mask_sampling, MASK_SAMPLINGS),
+        ("loss_on", loss_on, LOSS_ON),
+    ):
+        if value not in known:
+            raise ConfigError(f"model.{name} {value!r} is not one of {', '.join(known)}")
     for prefix in ("", "decoder_"):
         width, heads = getattr(dims, f"{prefix}embed_dim"), getattr(dims, f"{prefix}num_heads")
         if min(width, heads) < 1 or width % 4 or width % heads:
@@ -228,4 +278,7 @@ def make(
         ),
         mask_ratio=mask_ratio,
         norm_pix_loss=norm_pix_loss,
+        mask_sampling=mask_sampling,
+        mask_tokens_in_encoder=mask_tokens_in_encoder,
+        loss_on=loss_on,
     )

@@ -31,7 +31,8 @@ def to_uint8(
       uint8 [B, H, W, 3]; one channel becomes grey, of more than three the first three are shown.
     """
     pixels = np.asarray(images, np.float32) * np.asarray(std) + np.asarray(mean)
-    pixels = np.clip(np.rint(pixels * 255.0), 0, 255).astype(np.uint8)
+    # A model that has diverged draws NaN: black, and no warning.
+    pixels = np.clip(np.rint(np.nan_to_num(pixels) * 255.0), 0, 255).astype(np.uint8)
     if pixels.shape[-1] < 3:
         pixels = np.repeat(pixels[..., :1], 3, axis=-1)
     pixels = pixels[..., :3]

@@ -90,7 +90,9 @@ class RunWriter:
         self._is_local = "://" not in str(workdir)
         self._path = self._workdir / "metrics.jsonl"
         self._lines = _lines_up_to(self._path, first_step)
-        self._path.write_text("".join(self._lines))
+        rewritten = self._workdir / "metrics.jsonl.new"  # renamed, so that a kill loses nothing
+        rewritten.write_text("".join(self._lines))
+        rewritten.replace(self._path)
         self._tensorboard = None
         if self._is_local:
             from tensorboardX import SummaryWriter

@@ -99,7 +99,7 @@ def test_kept_then_hidden_order_equals_unshuffled_tokens(latent, plan, prefix):
     assert out.shape == (3, COUNT - KEEP, SIZE)
     hidden = plan.ids_mask[..., None]
     np.testing.assert_allclose(out, np.take_along_axis(expected, hidden, axis=1), atol=1e-5)
-    out = apply(module, params, latent, plan, all_units=True)
+    out = apply(module, params, latent, plan, skip=0)
     ids = np.concatenate([plan.ids_keep, plan.ids_mask], axis=1)[..., None]
     np.testing.assert_allclose(out, np.take_along_axis(expected, ids, axis=1), atol=1e-5)
 
@@ -160,4 +160,4 @@ def test_flops_count_the_head_on_hidden_units_alone():
     bridge = 2 * (1 + KEEP) * LATENT * WIDTH
     head = 2 * (COUNT - KEEP) * WIDTH * SIZE
     expected = bridge + 2 * block_flops(1 + COUNT, WIDTH) + head
-    assert make().flops(KEEP, COUNT - KEEP, 1, LATENT) == expected
+    assert make().flops(1 + COUNT, 1 + KEEP, LATENT, COUNT - KEEP) == expected

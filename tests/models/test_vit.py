@@ -193,14 +193,15 @@ def test_drop_path_rate_grows_from_zero_and_each_branch_has_its_own_key(units, m
         keys.append(jax.random.key_data(rng))
         return x
 
-    monkeypatch.setattr(blocks, "drop_path", record)
     module = make(depth=4, drop_path_rate=0.3)
+    params = random_params(module.init, units, IDS)
+    monkeypatch.setattr(blocks, "drop_path", record)
 
     def run(params: Any) -> jax.Array:
         module.apply({"params": params}, units, IDS, drop_path_rng=jax.random.key(1))
         return jnp.stack(keys)
 
-    drawn = np.asarray(jax.jit(run)(random_params(module.init, units, IDS)))
+    drawn = np.asarray(jax.jit(run)(params))
     np.testing.assert_allclose(rates, [0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
     assert len(np.unique(drawn, axis=0)) == 8
 

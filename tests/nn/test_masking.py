@@ -124,3 +124,80 @@ def test_a_shared_mask_equals_the_same_mask_for_each_image():
 def test_noise_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"expected noise \[2, 16\], got \[2, 15\]"):
         masking.random_plan(jax.random.key(0), 2, 16, 4, jnp.zeros((2, 15)))
+
+
+@pytest.mark.parametrize("mask_ratio", [0.1, 0.25, 0.5, 0.75, 0.95])
+@pytest.mark.parametrize("grid_size", [(14, 14), (6, 16)])
+@pytest.mark.parametrize("sample", [masking.block_plan, masking.grid_plan])
+def test_block_and_grid_plans_hide_exactly_the_number(sample, grid_size, mask_ratio):
+    count = grid_size[0] * grid_size[1]
+    keep = masking.keep_count(count, mask_ratio)
+    plan = sample(jax.random.key(1), 64, grid_size, keep)
+    assert plan.ids_keep.shape == (64, keep)
+    ids = np.sort(np.concatenate([plan.ids_keep, plan.ids_mask], axis=1), axis=1)
+    np.testing.assert_array_equal(ids, np.tile(np.arange(count), (64, 1)))
+    assert len(np.unique(np.asarray(masking.mask_of(plan)), axis=0)) > 1  # not one mask for all
+
+
+def neighbours_alike(plan: MaskPlan, grid_size: tuple[int, int]) -> float:
+    """Return the share of neighbouring pairs of units that are both hidden or both kept."""
+    mask = np.asarray(masking.mask_of(plan)).reshape(-1, *grid_size)
+    across, down = mask[:, :, 1:] == mask[:, :, :-1], mask[:, 1:] == mask[:, :-1]
+    return float((across.mean() + down.mean()) / 2)
+
+
+def test_block_plans_hide_rectangles():
+    # 20 of 196: one rectangle of at least 16 units, and what is left of a second one.
+    plan = masking.block_plan(jax.random.key(2), 200, (14, 14), 176)
+    for mask in np.asarray(masking.mask_of(plan)).reshape(-1, 14, 14):
+        rows, columns = np.nonzero(mask)
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        densest = max(
+            mask[r : r + h, c : c + w].sum() * (mask[r : r + h, c : c + w].all())
+            for r in range(14)
+            for c in range(14)
+            for h in range(1, 15 - r)
+            for w in range(1, 15 - c)
+            if h * w <= 20
+        )
+        assert densest >= 10 or height * width == 20
+    half = masking.block_plan(jax.random.key(3), 200, (14, 14), 98)
+    by_chance = masking.random_plan(jax.random.key(3), 200, 196, 98)
+    assert neighbours_alike(half, (14, 14)) > 0.85
+    assert neighbours_alike(by_chance, (14, 14)) == pytest.approx(0.5, abs=0.02)
+
+
+def test_grid_plans_keep_one_of_each_2_by_2_at_three_quarters():
+    plan = masking.grid_plan(jax.random.key(4), 50, (14, 14), 49)
+    mask = np.asarray(masking.mask_of(plan)).reshape(50, 7, 2, 7, 2)
+    np.testing.assert_array_equal((1 - mask).sum(axis=(2, 4)), np.ones((50, 7, 7)))
+    places = {tuple(np.argwhere(m[0, :, 0] == 0)[0]) for m in mask}
+    assert places == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    for m in mask:  # the same place in each
+        assert (m == m[:1, :, :1]).all()
+
+
+def test_grid_plans_are_checkerboards_at_a_half():
+    plan = masking.grid_plan(jax.random.key(5), 50, (14, 14), 98)
+    assert neighbours_alike(plan, (14, 14)) == 0.0
+
+
+def test_a_plan_can_be_made_of_a_mask():
+    mask = np.array([[1, 0, 1, 0, 0], [0, 0, 1, 1, 0]])
+    plan = masking.plan_of_mask(mask)
+    assert plan.ids_keep.tolist() == [[1, 3, 4], [0, 1, 4]]
+    assert plan.ids_mask.tolist() == [[0, 2], [2, 3]]
+    np.testing.assert_array_equal(masking.mask_of(plan), mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[1, 0, 0], [1, 1, 0]], r"equally many removed units in each row, got shape \[2, 3\]"),
+        ([[0, 0, 0]], "mask: keeps 3 of 3 units"),
+        ([[1, 1, 1]], "mask: keeps 0 of 3 units"),
+    ],
+)
+def test_a_mask_that_fits_no_plan_is_refused(mask, message):
+    with pytest.raises(ConfigError, match=message):
+        masking.plan_of_mask(np.array(mask))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from typing import Any
@@ -477,3 +478,80 @@ def test_images_of_another_shape_are_refused(tiny_mae, shape):
 def test_noise_of_another_shape_is_refused(tiny_mae):
     with pytest.raises(ValueError, match=r"expected noise \[2, 16\], got \[2, 4\]"):
         tiny_mae().plan(jax.random.key(0), 2, jnp.zeros((2, 4)))
+
+
+def test_mask_tokens_in_the_encoder_show_no_hidden_pixel(tiny_mae):
+    model = tiny_mae(mask_tokens_in_encoder=True)
+    image = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    plan = model.plan(jax.random.key(1), 2)
+    params = model.init(jax.random.key(2), {"image": image}, plan, method="predict")
+    assert params["params"]["encoder"]["mask_token"].shape == (1, 1, 16)
+    assert "mask_token" not in params["params"]["decoder"]
+
+    def output(image):
+        return model.apply(params, {"image": image}, plan, method="predict")["image"].output
+
+    assert output(image).shape == (2, 12, 192)
+    slope = jax.grad(lambda x: jnp.sum(jnp.sin(output(x))))(image)
+    hidden = model.unit.split(slope)[np.arange(2)[:, None], plan.ids_mask]
+    seen = model.unit.split(slope)[np.arange(2)[:, None], plan.ids_keep]
+    assert float(jnp.abs(hidden).max()) == 0.0
+    assert float(jnp.abs(seen).min()) > 0.0
+    # 16 tokens and the class token instead of 5 in the encoder: it costs more.
+    assert model.step_flops() > tiny_mae().step_flops()
+
+
+def test_loss_on_all_patches_is_the_mean_over_all(tiny_mae):
+    image = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    model = tiny_mae(loss_on="all", norm_pix_loss=False)
+    plan = model.plan(jax.random.key(1), 2)
+    params = model.init(jax.random.key(2), {"image": image}, plan, method="predict")
+    everywhere = model.apply(params, {"image": image}, plan, method="predict")
+    difference = model.apply(params, {"image": image}, plan, method="reconstruct") - image
+    loss = float(example_losses(everywhere).sum())
+    assert loss == pytest.approx(float(jnp.mean(difference**2)), rel=1e-6)
+    # The hidden ones are those of the model whose loss is on them alone.
+    hidden = tiny_mae(norm_pix_loss=False).apply(params, {"image": image}, plan, method="predict")
+    np.testing.assert_allclose(
+        everywhere["image"].output[:, 4:], hidden["image"].output, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mask_sampling": "block", "mask_ratio": 0.95, "channels": 1},
+        {"mask_sampling": "grid", "mask_ratio": 0.1, "channels": 4},
+        {"loss_on": "all", "norm_pix_loss": False, "mask_ratio": 0.1},
+        {"mask_tokens_in_encoder": True, "mask_ratio": 0.95, "loss_on": "all"},
+        {"dtype": jnp.bfloat16, "mask_sampling": "block", "mask_tokens_in_encoder": True},
+    ],
+)
+def test_every_sampler_scope_and_ratio_has_a_finite_loss_and_gradient(tiny_mae, fields):
+    model = tiny_mae(image_size=(64, 96), patch_size=16, depth=1, **fields)
+    image = jnp.asarray(normal((1, 64, 96, model.unit.channels), seed=1))
+    plan = model.plan(jax.random.key(1), 1)
+
+    def loss(params):
+        predictions = model.apply(params, {"image": image}, plan, method="predict")
+        return example_losses(predictions).sum()
+
+    params = jax.jit(functools.partial(model.init, method="predict"))(
+        jax.random.key(2), {"image": image}, plan
+    )
+    value, slope = jax.jit(jax.value_and_grad(loss))(params)
+    assert 0.1 < float(value) < 10
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+
+
+def test_noise_decides_random_masks_alone(tiny_mae):
+    with pytest.raises(ValueError, match="noise decides random masks, mask_sampling is grid"):
+        tiny_mae(mask_sampling="grid").plan(jax.random.key(0), 1, jnp.zeros((1, 16)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mask_sampling", "tube"), ("loss_on", "seen"), ("positions", "rotary")]
+)
+def test_an_unknown_choice_is_refused(tiny_mae, field, value):
+    with pytest.raises(ConfigError, match=f"model.{field} '{value}' is not one of"):
+        tiny_mae(**{field: value})

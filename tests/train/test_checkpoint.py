@@ -329,6 +329,14 @@ def test_save_that_was_killed_is_ignored_and_does_not_leak_into_the_next(tmp_pat
     assert not list((tmp_path / "4").rglob("junk"))
 
 
+def test_what_killed_saves_left_is_cleared_away_by_the_next_save(tmp_path):
+    (tmp_path / "9.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+        save(checkpoints, make_state())
+    assert folders(tmp_path) == {"3"}
+
+
 def test_relative_folder_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = make_state()

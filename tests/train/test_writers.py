@@ -153,7 +153,18 @@ def test_on_a_terminal_progress_is_a_bar_that_goes_on_where_the_run_does(capsys,
     console.close()
     assert capsys.readouterr().out == "saved step 100\n"
     shown = terminal.getvalue()
-    assert " 50/200 " in shown
-    assert " 100/200 " in shown
-    assert "loss 0.9877" in shown
-    assert "45 s left" in shown
+    before, _, after = shown.partition(" 100/200")
+    assert " 50/200" in before
+    assert "loss 0.9877  lr 1.50e-04  1234 images/s  45 s left" in after
+
+
+def test_bar_appears_with_the_first_step(capsys, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    console = Console(200)
+    console.say("started from scratch")
+    assert terminal.getvalue() == ""
+    console.advance(1)
+    assert " 0/200" in terminal.getvalue()  # it is drawn again after a tenth of a second
+    console.close()
+    assert capsys.readouterr().out == "started from scratch\n"
