@@ -28,6 +28,7 @@ INSTALL_REQUIRES = [
     # No bounds from here on: we use small, long-standing parts of these.
     "absl-py",
     "chex",
+    "importlib_resources",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
     "etils[epath]",  # paths that may be a bucket
     "ml-collections",
     "numpy",

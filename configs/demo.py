@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     config.model.norm_pix_loss = False
 
     config.data.source = "digits"
+    config.data.path = ""
     config.data.held_out = 0.2
     config.data.mean = (0.1307,)  # of MNIST's training images, as usually quoted
     config.data.std = (0.3081,)

@@ -21,6 +21,8 @@ from mae_jax import recipes
 def get_config() -> ConfigDict:
     """Return the configuration."""
     config = recipes.mae_pretrain()
+    config.data.source = "folder"
+    config.data.path = ""
     config.batch_size = 64
     config.epochs = 400.0
     config.optimizer.warmup_epochs = 20.0

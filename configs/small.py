@@ -16,6 +16,8 @@ from mae_jax import recipes
 def get_config() -> ConfigDict:
     """Return the configuration."""
     config = recipes.mae_pretrain()
+    config.data.source = "folder"
+    config.data.path = ""
     config.batch_size = 256
     config.epochs = 400.0
 

@@ -1,7 +1,10 @@
 """MAE ViT-Base/16 on ImageNet-1k at 224 pixels: the official recipe.
 
-    python -m mae_jax.main --config=configs/vit_b.py --config.data.path=/path/to/imagenet
-    python -m mae_jax.main --config=configs/vit_b.py:1600ep_raw ...
+    python -m mae_jax.main --config=configs/vit_b.py
+    python -m mae_jax.main --config=configs/vit_b.py:1600ep_raw
+
+The data are TFDS `imagenet2012`, prepared as array_record (`docs/data.md`). A folder does as well:
+`--config.data.source=folder --config.data.path=/path/to/imagenet`.
 
 Variants, joined by "_": `800ep` (the default) or `1600ep`; `norm` (the default, targets normalised
 for each patch) or `raw` (pixels; the pictures of the paper).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from mae_jax.data import loader
 from mae_jax.data.sources import Source, open_source
 from mae_jax.data.transforms import Transform, eval_transform, train_transform
 from mae_jax.errors import ConfigError
+from mae_jax.lookup import find_module
 from mae_jax.tasks.evaluators import MaskedError, Pictures, Placement, ReadOuts
 from mae_jax.tasks.pretrain import PretrainTask
 from mae_jax.train import optimizer as optimizers
@@ -43,7 +43,7 @@ def build_model(config: ConfigDict) -> nn.Module:
     """
     fields = config.model.to_dict()
     name = fields.pop("name")
-    module = _import_by_name("model.name", name, "mae_jax.pretrain")
+    module = find_module("model.name", name, "mae_jax.pretrain")
     return module.make(**fields | {"dtype": compute_dtype(config)})
 
 
@@ -60,9 +60,6 @@ def compute_dtype(config: ConfigDict) -> Any:
 def build_sources(config: ConfigDict) -> tuple[Source, Source]:
     """Return the training and the held-out examples."""
     data = config.data
-    for split in (data.split, data.eval_split):
-        if not split:
-            raise ConfigError("data.split and data.eval_split must not be empty")
     fields = {"path": data.path, "held_out": data.held_out}
     train = open_source(data.source, data.split, **fields)
     return train, open_source(data.source, data.eval_split, **fields)
@@ -245,17 +242,3 @@ def build_evaluators(
         batch = next(iter(batches(held_out, count, rows)))
         evaluators.append(Pictures(task, batch, placement, count))
     return evaluators
-
-
-def _import_by_name(field: str, name: str, package: str) -> Any:
-    """Return the module `package.name`, or that of a dotted path."""
-    path = name if "." in name else f"{package}.{name}"
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not path.startswith(error.name):
-            raise
-        raise ConfigError(f"{field} {name!r}: there is no module {path}") from error
-    if not hasattr(module, "make"):
-        raise ConfigError(f"{field} {name!r}: the module {path} has no function make")
-    return module

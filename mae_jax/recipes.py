@@ -49,10 +49,10 @@ def mae_pretrain() -> ConfigDict:
     model.dtype = "auto"
 
     config.data = data = ConfigDict()
-    data.source = "folder"
-    data.path = ""
+    data.source = "tfds"
+    data.path = "imagenet2012"
     data.split = "train"
-    data.eval_split = "val"
+    data.eval_split = "validation"
     # Share held out where the data have no split of their own.
     data.held_out = 0.1
     data.image_size = model.get_ref("image_size")  # one value: set either

@@ -62,7 +62,7 @@ def test_a_wrong_flag_is_refused(capsys, argv, message):
         ({"model__mask_ratio": "0.99"}, "mask_ratio 0.99 keeps 0 of 49 units"),
         ({"model__mask_ratio": "0.0"}, "mask_ratio 0.0 keeps 49 of 49 units"),
         ({"model__size": "vit_xl"}, "model.size 'vit_xl' is not one of"),
-        ({"model__name": "mea"}, "model.name 'mea'"),
+        ({"model__name": "mea"}, "model.name: expected mae or the dotted name of a module"),
         ({"model__num_heads": "3"}, "must be a positive multiple of 4 and of model.num_heads"),
         ({"model__dtype": "float16"}, "model.dtype 'float16' is not one of"),
         ({"data__mean": "0.1,0.2"}, "data.mean has 2 entries, model.channels is 1"),

@@ -48,7 +48,11 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("method", "skip"))
+# For small programs that run once: compiling takes all the time, and optimising half of that.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(quick_jit, static_argnums=0, static_argnames=("method", "skip"))
 def apply(module: Any, params: Params, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
     """Apply a module; compiling the whole is quicker than compiling each operation."""
     return module.apply({"params": params}, *args, method=method, **kwargs)

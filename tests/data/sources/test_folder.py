@@ -245,8 +245,8 @@ class TestRefusals:
             open_source(name, "train")
 
     def test_unknown_split_is_refused(self, tmp_path):
-        with pytest.raises(ConfigError, match="got 'test'"):
-            open_source("folder", "test", path=str(tmp_path))
+        with pytest.raises(ConfigError, match="got 'tests'"):
+            open_source("folder", "tests", path=str(tmp_path))
 
     def test_source_of_the_users_is_imported_by_its_dotted_name(self, tmp_path, monkeypatch):
         (tmp_path / "my_sources").mkdir()
