@@ -141,7 +141,7 @@ def test_learned_positions_of_seen_units_and_of_the_class_token_get_a_gradient(u
     params = random_params(module.init, units, IDS)
 
     def loss(params: Any) -> jax.Array:
-        return jnp.square(apply(module, params, units, IDS) - 1.0).sum()
+        return jnp.square(module.apply({"params": params}, units, IDS) - 1.0).sum()
 
     gradient = np.asarray(quick_jit(jax.grad(loss))(params)["pos_embed"][0])
     seen = {0, *(IDS.ravel() + 1)}

@@ -148,7 +148,7 @@ def neighbours_alike(plan: MaskPlan, grid_size: tuple[int, int]) -> float:
 
 def test_block_plans_hide_rectangles():
     # 20 of 196: one rectangle of at least 16 units, and what is left of a second one.
-    plan = masking.block_plan(jax.random.key(2), 200, (14, 14), 176)
+    plan = masking.block_plan(jax.random.key(2), 30, (14, 14), 176)
     for mask in np.asarray(masking.mask_of(plan)).reshape(-1, 14, 14):
         rows, columns = np.nonzero(mask)
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
