@@ -190,12 +190,12 @@ def _refuse_changes(folder: epath.Path, config: ConfigDict, request: Request) ->
     """Compare the configuration with the one of the newest checkpoint, if there is one."""
     if not (folder / "checkpoints").exists():
         return
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     latest = checkpoints.latest_step()
-    if latest is not None:
-        stored = checkpoints.read_json(latest, "meta")["config"]
-        configs.refuse_changes(stored, config, request.allow_change, str(folder))
+    stored = None if latest is None else checkpoints.read_json(latest, "meta")["config"]
     checkpoints.close()
+    if stored is not None:
+        configs.refuse_changes(stored, config, request.allow_change, str(folder))
 
 
 def _summary(

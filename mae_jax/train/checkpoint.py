@@ -26,9 +26,10 @@ class Checkpoints:
     Args:
       directory: made if missing; a bucket works.
       keep: how many of the newest steps stay.
+      read_only: neither make the folder nor clear what a killed save has left in it.
     """
 
-    def __init__(self, directory: epath.PathLike, *, keep: int = 3):
+    def __init__(self, directory: epath.PathLike, *, keep: int = 3, read_only: bool = False):
         # Orbax takes absolute paths alone; a bucket's name is one.
         is_remote = "://" in str(directory)
         self.directory = epath.Path(directory if is_remote else os.path.abspath(directory))
@@ -40,7 +41,8 @@ class Checkpoints:
                 # The loop decides when; without a policy Orbax would add steps of its own.
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
                 preservation_policy=checkpoint_managers.LatestN(keep),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
                 enable_async_checkpointing=True,
             ),
         )

@@ -365,3 +365,12 @@ def test_state_moves_between_layouts_bit_for_bit(tmp_path, before, after):
     assert_same_bits(restored, state)
     for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+
+def test_reading_alone_leaves_a_killed_save_where_it_is(tmp_path):
+    left = tmp_path / "7.orbax-checkpoint-tmp"
+    left.mkdir()
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    assert checkpoints.latest_step() is None
+    checkpoints.close()
+    assert left.exists()
