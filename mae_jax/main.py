@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", required=True, metavar="NAME_OR_PATH[:VARIANT]", help="what to run"
+        "--config", metavar="NAME_OR_PATH[:VARIANT]", help="what to run; always needed"
     )
     parser.add_argument(
         "--config.FIELD", metavar="VALUE", dest="_", help="set a field, as --config.batch_size=64"
@@ -74,6 +74,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         known = [flag for action in parser._actions for flag in action.option_strings]
         name = unknown[0].partition("=")[0]
         raise ConfigError(f"{name}: there is no such flag" + configs.suggestion(name, known))
+    if not flags.config:
+        names = ", ".join(configs.known_configs())
+        raise ConfigError(f"--config: expected a path or one of {names}, got nothing")
     if flags.stop_at_step is not None and flags.stop_at_step < 1:
         raise ConfigError(f"--stop_at_step={flags.stop_at_step}: expected at least 1")
     return flags, overrides

@@ -38,7 +38,8 @@ def test_flags_and_overrides_are_told_apart():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "--config"),
+        ([], "--config: expected a path or one of demo, folder"),
+        (["--confg=demo"], "--confg: there is no such flag; did you mean --config?"),
         (["--config=demo", "--work_dir=x"], "did you mean --workdir"),
         (["--config=demo", "--stop_at_step=soon"], "invalid int value: 'soon'"),
         (["--config=demo", "--stop_at_step=0"], "expected at least 1"),
