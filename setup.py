@@ -24,7 +24,7 @@ INSTALL_REQUIRES = [
     "flax>=0.12.8",  # the last for Python 3.11
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
-    "grain>=0.2.18",  # the position in the data is saved and restored through its iterators
+    "grain>=0.2.18",  # shuffles, loads in threads or processes, and batches
     # No bounds from here on: we use small, long-standing parts of these.
     "absl-py",
     "chex",

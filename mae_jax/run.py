@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -55,7 +56,7 @@ class Request:
     def command(self, *more: str) -> str:
         """Return the command that was given, with flags added or, if given before, replaced."""
         names = tuple(f"{flag.partition('=')[0]}=" for flag in more)
-        kept = [flag for flag in self.argv if not flag.startswith(names or ("\0",))]
+        kept = [flag for flag in self.argv if not flag.startswith(names)]
         return shlex.join([_interpreter(), "-m", "mae_jax.main", *kept, *more])
 
 
@@ -92,8 +93,14 @@ def run(config: ConfigDict, request: Request) -> int:
 
     shapes = jax.eval_shape(init)
     target = abstract_state(shapes, sharding.state_sharding(shapes, mesh))
-    with StopRequest() as stop:
-        checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
+    fingerprint = sources[0].fingerprint()  # once: of a million files it takes a while
+    # Closed whatever happens, so that a save under way is completed.
+    with (
+        StopRequest() as stop,
+        contextlib.closing(
+            Checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
+        ) as checkpoints,
+    ):
         first = checkpoints.latest_step() or 0
         resumes = checkpoints.latest_step() is not None
         is_first_process = jax.process_index() == 0
@@ -103,7 +110,7 @@ def run(config: ConfigDict, request: Request) -> int:
             console.say(line)
         if resumes:
             state = checkpoints.restore(first, target)
-            if checkpoints.read_json(first, "data")["fingerprint"] != sources[0].fingerprint():
+            if checkpoints.read_json(first, "data")["fingerprint"] != fingerprint:
                 console.say("note: the training data are not those of the checkpoint")
             console.say(f"resumed from step {first}")
         else:
@@ -145,7 +152,7 @@ def run(config: ConfigDict, request: Request) -> int:
             ),
             checkpoints=checkpoints,
             save_items=lambda step: {
-                "data": {"next_step": step, "fingerprint": sources[0].fingerprint()},
+                "data": {"next_step": step, "fingerprint": fingerprint},
                 "meta": {
                     "config": config.to_dict(),
                     "mae_jax": mae_jax.__version__,
@@ -158,7 +165,6 @@ def run(config: ConfigDict, request: Request) -> int:
             stop=stop,
         )
         console.close()
-        checkpoints.close()
     return _farewell(console, config, request, step, last_step, total_steps, stop)
 
 
