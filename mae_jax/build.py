@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -88,17 +89,22 @@ def build_mesh(config: ConfigDict) -> Mesh:
     """Return the mesh; refuse batches that cannot be split over it.
 
     Raises:
-      ConfigError: if a batch size is not a multiple of the number of devices.
+      ConfigError: if the batch size is not a multiple of the number of devices times the parts it
+        is accumulated from, or that of evaluation not one of the number of devices.
     """
     mesh = sharding.make_mesh(config.run.mesh.data, config.run.mesh.fsdp)
-    for name, size in (
-        ("batch_size", config.batch_size),
-        ("eval.batch_size", config.eval.batch_size),
+    accumulation = config.run.accumulation
+    if accumulation < 1:
+        raise ConfigError(f"run.accumulation {accumulation}: expected at least 1")
+    parts = f"{accumulation} parts (run.accumulation) on " if accumulation > 1 else ""
+    for name, size, divisor, over in (
+        ("batch_size", config.batch_size, mesh.size * accumulation, parts),
+        ("eval.batch_size", config.eval.batch_size, mesh.size, ""),
     ):
-        if size < 1 or size % mesh.size:
+        if size < 1 or size % divisor:
             raise ConfigError(
-                f"{name} {size} cannot be split over {mesh.size} devices: expected a multiple of"
-                f" {mesh.size}"
+                f"{name} {size} cannot be split over {over}{mesh.size} devices: expected a multiple"
+                f" of {divisor}"
             )
     return mesh
 
@@ -138,8 +144,24 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         raise ConfigError(
             f"optimizer.name {optimizer.name!r} is not one of {', '.join(OPTIMIZERS)}"
         )
+    for name, least, limit in (
+        ("b1", 0, 1),
+        ("b2", 0, 1),
+        ("ema_decay", 0, 1),
+        ("weight_decay", 0, math.inf),
+        ("clip_norm", 0, math.inf),
+        ("base_learning_rate", 0, math.inf),
+    ):
+        if not least <= optimizer[name] < limit:
+            raise ConfigError(
+                f"optimizer.{name} {optimizer[name]}: expected at least {least}, below {limit}"
+            )
     return OPTIMIZERS[optimizer.name](
-        b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+        b1=optimizer.b1,
+        b2=optimizer.b2,
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        clip_norm=optimizer.clip_norm,
     )
 
 
@@ -181,8 +203,8 @@ def build_transforms(config: ConfigDict) -> tuple[Transform, Transform]:
 
 def build_batches(
     config: ConfigDict, source: Source, transform: Transform, *, start_step: int, mesh: Mesh
-) -> Iterator[Batch]:
-    """Return the iterator of training batches on the devices, from `start_step` on."""
+) -> DeviceBatches:
+    """Return the training batches on the devices, from `start_step` on."""
     workers = config.run.workers
     host = loader.train_batches(
         source,
@@ -194,9 +216,35 @@ def build_batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=loader.default_workers(loader.available_cores()) if workers < 0 else workers,
+        max_bad_share=config.data.max_bad_share,
     )
-    put = put_function(mesh)
-    return (put(batch) for batch in host)
+    return DeviceBatches(host, put_function(mesh))
+
+
+class DeviceBatches:
+    """Training batches of the loader, each put on the devices when it is asked for."""
+
+    def __init__(
+        self,
+        host: loader.TrainBatches,
+        put: Callable[[Mapping[str, np.ndarray]], Batch],
+    ):
+        self._host = host
+        self._put = put
+
+    def __iter__(self) -> DeviceBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        return self._put(next(self._host))
+
+    def scalars(self) -> dict[str, float]:
+        """Return what is to be logged of the data."""
+        return self._host.scalars()
+
+    def close(self) -> None:
+        """End the threads and processes that load."""
+        self._host.close()
 
 
 def put_function(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], Batch]:

@@ -10,22 +10,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from mae_jax import config as configs
 from mae_jax.errors import ConfigError
-
-USER_MISTAKE = 2
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+from mae_jax.flags import Parser, exit_status
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the parser of all flags but the overrides of fields."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m mae_jax.main",
         description="Pre-train a masked autoencoder. The same command on the same folder resumes.",
         epilog="Exit status: 0 finished; 75 stopped by a signal, saved, start again; 2 a mistake in"
@@ -68,12 +61,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             overrides[field] = value
         else:
             rest.append(argument)
-    parser = make_parser()
-    flags, unknown = parser.parse_known_args(rest)
-    if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        name = unknown[0].partition("=")[0]
-        raise ConfigError(f"{name}: there is no such flag" + configs.suggestion(name, known))
+    flags = make_parser().parse(rest)
     if not flags.config:
         names = ", ".join(configs.known_configs())
         raise ConfigError(f"--config: expected a path or one of {names}, got nothing")
@@ -91,7 +79,8 @@ def default_workdir(config: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
+
+    def program() -> int:
         flags, overrides = parse(argv)
         config = configs.load_config(flags.config, overrides)
         from mae_jax.run import Request, run  # imports jax
@@ -103,9 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             argv=argv,
         )
         return run(config, request)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_MISTAKE
+
+    return exit_status(program)
 
 
 if __name__ == "__main__":

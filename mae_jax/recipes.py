@@ -55,6 +55,8 @@ def mae_pretrain() -> ConfigDict:
     data.eval_split = "validation"
     # Share held out where the data have no split of their own.
     data.held_out = 0.1
+    # Share of bad training images, which are replaced, that ends the run; 10 may be bad. Our own.
+    data.max_bad_share = 0.001
     data.image_size = model.get_ref("image_size")  # one value: set either
     data.channels = model.get_ref("channels")
     data.mean = IMAGENET_MEAN
@@ -75,6 +77,9 @@ def mae_pretrain() -> ConfigDict:
     optimizer.b1 = 0.9
     optimizer.b2 = 0.95
     optimizer.eps = 1e-8
+    optimizer.clip_norm = 0.0  # 0: gradients are not clipped, as in the official pre-training
+    # Average of the parameters, for read-outs, pictures and export; 0: none is kept.
+    optimizer.ema_decay = 0.0
 
     config.eval = evaluation = ConfigDict()
     evaluation.every = 3120  # steps: 10 epochs of ImageNet; the end of the schedule always counts
@@ -89,6 +94,8 @@ def mae_pretrain() -> ConfigDict:
     run.save_every = 312
     run.keep_checkpoints = 3
     run.max_nonfinite_steps = 5
+    # Parts that a batch is cut into, one after the other: saves memory, changes no result.
+    run.accumulation = 1
     # Decoding processes; -1: none up to 8 cores (threads serve), a quarter of the cores above.
     run.workers = -1
     run.mesh = ConfigDict({"data": -1, "fsdp": 1})

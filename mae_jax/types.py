@@ -126,10 +126,18 @@ class Task(Protocol):
         """Return fresh parameters and extra state (batch statistics; {} if none)."""
         ...
 
+    def prepare(self, batch: Batch, rng: Rng) -> Batch:
+        """Return the global batch with all that is drawn for each example, masks for one.
+
+        The step calls it before it cuts the batch into parts, so that an example's draws do not
+        depend on how many parts there are. Arrays have B rows, or 1 that is shared by all.
+        """
+        ...
+
     def loss(
         self, params: Params, extra: Any, batch: Batch, rng: Rng
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """Return the scalar loss and (metrics, new extra)."""
+        """Return the scalar loss of a prepared batch, a mean over it, and (metrics, new extra)."""
         ...
 
 

@@ -113,9 +113,12 @@ def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     arrays = {}
-    for item in ("params", "train"):
+    folder = (workdir / "checkpoints" / str(step)).resolve()
+    for item in ("params", "train", "ema"):
+        if item == "ema" and not (folder / item).exists():  # kept by some runs alone
+            continue
         with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore((workdir / "checkpoints" / str(step) / item).resolve())
+            tree = checkpointer.restore(folder / item)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return arrays

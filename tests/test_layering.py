@@ -29,7 +29,13 @@ ALLOWED = {
         *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
         *("train", "build", "__init__"),
     },
-    "main": {"errors", "config", "run"},
+    "api": {
+        *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
+        *("train", "build", "__init__"),
+    },
+    "flags": {"errors", "config"},
+    "main": {"errors", "config", "flags", "run"},
+    "tools": {"errors", "types", "config", "flags", "nn", "data", "tasks", "api", "tools"},
     "__init__": set(),
 }
 FORBIDDEN = {
@@ -37,9 +43,10 @@ FORBIDDEN = {
     "recipes": {"jax", "flax", "optax", "numpy"},
     "config": {"jax", "flax", "optax"},
     "errors": {"jax", "flax"},
+    "flags": {"jax", "flax", "optax", "numpy"},
 }
 # Modules that a wrong flag or --help must not load.
-LIGHT = ("main", "config", "recipes", "errors")
+LIGHT = ("main", "flags", "config", "recipes", "errors", "tools/visualize", "tools/__init__")
 
 
 def modules() -> list[Path]:

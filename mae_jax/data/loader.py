@@ -23,6 +23,7 @@ from mae_jax.data.transforms import BadExample, Decode, Transform
 from mae_jax.errors import ConfigError
 
 MAX_TRIES = 100  # examples in a row that may be bad
+ALLOWED_BAD = 10  # in any case: a share says little about a few images
 
 _named: dict[str, object] = {}  # bad examples that this process has named
 
@@ -46,38 +47,100 @@ class LoadExample(grain.transforms.RandomMap):
 
         Returns:
           `image` uint8 [H, W, C]; `label` int32, -1 for none; `index` int32, of the example that
-          was read; `replaced` bool, whether that is another one than was asked for.
+          was read; `asked` int32, of the one that was asked for; `replaced` bool, whether the two
+          differ.
 
         Raises:
-          RuntimeError: if this and the following examples are all bad.
+          ConfigError: if this and the following examples are all bad.
         """
         tries = min(len(self.source), MAX_TRIES)
-        reason: Exception | None = None
+        reason = ""
         for step in range(tries):
             index = (int(element) + step) % len(self.source)
             try:
-                example = self.source[index]
-                image = self.transform(self.decode(example["image"]), rng)
+                image, label = self._load(index, rng)
             except (BadExample, OSError) as error:
-                reason = error
-                self._name_once(index, error)
+                reason = _one_line(error)
+                self._name_once(index, reason)
                 continue
             return {
                 "image": image,
-                "label": np.int32(example["label"]),
+                "label": np.int32(label),
                 "index": np.int32(index),
+                "asked": np.int32(element),
                 "replaced": np.bool_(step > 0),
             }
-        raise RuntimeError(
-            f"{self.source.describe(int(element))} and the {tries - 1} examples after it cannot be "
-            f"used; the last one: {reason}"
-        ) from reason
+        raise ConfigError(
+            f"data.path: {self.source.describe(int(element))} and the {tries - 1} examples after it"
+            f" cannot be used; the last one: {reason}"
+        )
 
-    def _name_once(self, index: int, error: Exception) -> None:
+    def reason(self, index: int) -> str:
+        """Return, by another try, why example `index` cannot be used."""
+        try:
+            self._load(index, np.random.default_rng(0))
+        except (BadExample, OSError) as error:
+            return _one_line(error)
+        return "cannot be read at times"
+
+    def _load(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        example = self.source[index]
+        return self.transform(self.decode(example["image"]), rng), example["label"]
+
+    def _name_once(self, index: int, reason: str) -> None:
         mark = object()
         name = self.source.describe(index)
         if _named.setdefault(name, mark) is mark:  # atomic, so that one thread alone sees its mark
-            logging.warning("replaced by the next example: %s: %s", name, error)
+            logging.warning("replaced by the next example: %s: %s", name, reason)
+
+
+class TrainBatches:
+    """The training batches of this process, for ever; see `train_batches`.
+
+    Counts the bad examples that were asked for in the batches handed out so far, each once. The
+    count starts anew where a run resumes, for the files may have been mended.
+    """
+
+    def __init__(
+        self,
+        batches: grain.DatasetIterator[dict[str, np.ndarray]],
+        load: LoadExample,
+        max_bad_share: float,
+    ):
+        self._batches = batches
+        self._load = load
+        self._max_bad_share = max_bad_share
+        self._bad: set[int] = set()
+
+    def __iter__(self) -> TrainBatches:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """Return the next batch.
+
+        Raises:
+          ConfigError: if more examples are bad than `train_batches` allows, or too many in a row.
+        """
+        batch = next(self._batches)
+        self._bad.update(batch["asked"][batch["replaced"]].tolist())
+        examples = len(self._load.source)
+        allowed = max(ALLOWED_BAD, int(self._max_bad_share * examples))
+        if len(self._bad) > allowed:
+            one = min(self._bad)
+            raise ConfigError(
+                f"data.max_bad_share {self._max_bad_share:g}: expected at most {allowed} of"
+                f" {examples} examples that cannot be used, got {len(self._bad)}, such as"
+                f" {self._load.source.describe(one)}: {self._load.reason(one)}"
+            )
+        return batch
+
+    def scalars(self) -> dict[str, float]:
+        """Return `bad_examples`, the number of different ones so far."""
+        return {"bad_examples": float(len(self._bad))}
+
+    def close(self) -> None:
+        """End the threads and processes that load."""
+        self._batches.close()
 
 
 def train_batches(
@@ -92,7 +155,8 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
     threads: int | None = None,
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+    max_bad_share: float = 1.0,
+) -> TrainBatches:
     """Iterate over this process's part of the training batches from `start_step` on, for ever.
 
     Each epoch has its own order and holds every example once; a batch may span two epochs. The
@@ -111,11 +175,18 @@ def train_batches(
         process does; call `close()` on the iterator to end them before.
       threads: threads that load, each a whole batch, in each worker; None chooses, 0 loads in the
         call of `next`.
+      max_bad_share: share of the examples that may be bad and replaced, in [0, 1]; `ALLOWED_BAD`
+        may be in any case. Each process counts those that it was asked for.
 
     Returns:
-      An iterator over dicts of `image` uint8 [B, H, W, C], `label` int32 [B], `index` int32 [B]
+      An iterator over dicts of `image` uint8 [B, H, W, C], `label`, `index` and `asked` int32 [B],
       and `replaced` bool [B], where B = batch_size / process_count; see `LoadExample`.
+
+    Raises:
+      ConfigError: if `batch_size` cannot be divided, or `max_bad_share` is out of bounds.
     """
+    if not 0 <= max_bad_share <= 1:
+        raise ConfigError(f"data.max_bad_share: expected in [0, 1], got {max_bad_share}")
     local = _local_batch_size(batch_size, process_count)
     load = LoadExample(source, Decode(channels, exif=source.exif), transform)
     batches = (
@@ -135,7 +206,7 @@ def train_batches(
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_end_with_parent
         )
-    return iter(dataset)
+    return TrainBatches(iter(dataset), load, max_bad_share)
 
 
 class EvalBatches:
@@ -205,6 +276,10 @@ def available_cores() -> int:
 def default_workers(cores: int) -> int:
     """Return how many worker processes suit a host: none up to 8 cores, where threads do."""
     return 0 if cores <= 8 else cores // 4
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _default_threads() -> int:

@@ -173,17 +173,36 @@ class CenterCrop:
           BadExample: if the image is so long that it would have to be enlarged beyond `MAX_PIXELS`.
         """
         del rng
-        height, width = image.shape[:2]
-        cover_height, cover_width = (int(side / self.fraction) for side in self.size)
-        if cover_height * width >= cover_width * height:
-            resized = cover_height, int(cover_height * width / height)
-        else:
-            resized = int(cover_width * height / width), cover_width
-        if resized[0] * resized[1] > MAX_PIXELS:
-            raise BadExample(f"{height} x {width} is too long and thin to crop its centre")
-        top = round((resized[0] - self.size[0]) / 2)
-        left = round((resized[1] - self.size[1]) / 2)
-        image = _resize(image, resized)
+        image = _resize_to_cover(image, self.size, self.fraction)
+        top = round((image.shape[0] - self.size[0]) / 2)
+        left = round((image.shape[1] - self.size[1]) / 2)
+        return image[top : top + self.size[0], left : left + self.size[1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """Resize as `CenterCrop` does, and cut a box of `size` at a random place.
+
+    All places within the resized image are equally likely. This is "crop, fixed size" of MAE's
+    ablation (arXiv 2111.06377, table 1e).
+
+    Attributes:
+      size: (height, width) of the result.
+      fraction: in (0, 1]; with 1, a square crop of a square image is the whole.
+    """
+
+    size: tuple[int, int]
+    fraction: float = 0.875
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Resize and crop one image [H, W, C].
+
+        Raises:
+          BadExample: as `CenterCrop`.
+        """
+        image = _resize_to_cover(image, self.size, self.fraction)
+        top = int(rng.integers(image.shape[0] - self.size[0] + 1))
+        left = int(rng.integers(image.shape[1] - self.size[1] + 1))
         return image[top : top + self.size[0], left : left + self.size[1]]
 
 
@@ -213,12 +232,14 @@ def train_transform(
 
     Args:
       image_size: (height, width).
-      augment: "random_resized_crop", or "none" for the centre crop of `eval_transform`.
+      augment: "random_resized_crop"; "random_crop" for `RandomCrop`; "none" for the centre crop of
+        `eval_transform`. They are the rows of table 1e (arXiv 2111.06377), where "none" has no flip
+        either.
       crop_scale: see `RandomResizedCrop.scale`. The default is MAE's in pre-training (arXiv
         2111.06377, appendix A.1; main_pretrain.py), as is the flip.
       crop_ratio: see `RandomResizedCrop.ratio`.
-      flip: mirror every second image.
-      crop_fraction: see `CenterCrop.fraction`; only with "none".
+      flip: mirror half of the images, whatever `augment` is; "none" mirrors too unless it is False.
+      crop_fraction: see `CenterCrop.fraction`; only with "random_crop" and "none".
 
     Raises:
       ConfigError: if `augment` is unknown, or a range empty or out of bounds.
@@ -231,16 +252,33 @@ def train_transform(
         raise ConfigError(f"data.crop_fraction: expected in (0, 1], got {crop_fraction}")
     if augment == "random_resized_crop":
         crop: Transform = RandomResizedCrop(image_size, crop_scale, crop_ratio)
+    elif augment == "random_crop":
+        crop = RandomCrop(image_size, crop_fraction)
     elif augment == "none":
         crop = CenterCrop(image_size, crop_fraction)
     else:
-        raise ConfigError(f"data.augment: expected random_resized_crop or none, got {augment!r}")
+        raise ConfigError(
+            f"data.augment: expected random_resized_crop, random_crop or none, got {augment!r}"
+        )
     return Compose((crop, HorizontalFlip()) if flip else (crop,))
 
 
 def eval_transform(image_size: tuple[int, int], *, crop_fraction: float = 0.875) -> Compose:
     """Return the transform of evaluation images: `CenterCrop`, nothing random."""
     return Compose((CenterCrop(image_size, crop_fraction),))
+
+
+def _resize_to_cover(image: np.ndarray, size: tuple[int, int], fraction: float) -> np.ndarray:
+    """Resize [H, W, C], keeping its proportions, to just cover `size` / `fraction`."""
+    height, width = image.shape[:2]
+    cover_height, cover_width = (int(side / fraction) for side in size)
+    if cover_height * width >= cover_width * height:
+        resized = cover_height, int(cover_height * width / height)
+    else:
+        resized = int(cover_width * height / width), cover_width
+    if resized[0] * resized[1] > MAX_PIXELS:
+        raise BadExample(f"{height} x {width} is too long and thin to crop a box")
+    return _resize(image, resized)
 
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

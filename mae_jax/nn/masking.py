@@ -60,6 +60,20 @@ def random_plan(
     return MaskPlan(ids_keep=ids[:, :keep], ids_mask=ids[:, keep:])
 
 
+def check_plan(plan: MaskPlan, batch_size: int, count: int) -> None:
+    """Refuse a plan of another grid or batch: gathers clip, so that it would not be noticed.
+
+    Raises:
+      ValueError: if `plan` is not of `count` units, in 1 or `batch_size` rows.
+    """
+    keep, hide = plan.ids_keep.shape, plan.ids_mask.shape
+    if keep[0] != hide[0] or keep[0] not in (1, batch_size) or keep[1] + hide[1] != count:
+        raise ValueError(
+            f"expected a plan of {count} units in 1 or {batch_size} rows, got {keep[1]} kept and"
+            f" {hide[1]} hidden ones in {keep[0]} and {hide[0]} rows"
+        )
+
+
 def take(units: jax.Array, ids: jax.Array) -> jax.Array:
     """Gather units [B, N, U] at `ids` [R, K], R = B or 1; returns [B, K, U]."""
     if ids.shape[0] == 1:
@@ -167,11 +181,19 @@ def plan_of_mask(mask: np.ndarray) -> MaskPlan:
       mask: bool or 0/1 [R, N], in image order, 1 = removed; the same number of ones in each row.
 
     Raises:
-      ConfigError: if rows differ in their number of ones, or keep or hide nothing.
+      ConfigError: if a value is neither 0 nor 1, rows differ in their number of ones, or keep or
+        hide nothing.
     """
-    mask = np.asarray(mask).astype(bool)
+    mask = np.asarray(mask)
+    others = mask[(mask != 0) & (mask != 1)]
+    if mask.ndim != 2 or others.size:
+        raise ConfigError(
+            f"mask: expected [R, N] of 0 and 1, got shape {list(mask.shape)}"
+            + (f" with {others[0]}" if others.size else "")
+        )
+    mask = mask.astype(bool)
     hidden = mask.sum(axis=1)
-    if mask.ndim != 2 or len(set(hidden.tolist())) != 1:
+    if len(set(hidden.tolist())) != 1:
         raise ConfigError(
             f"mask: expected [R, N] with equally many removed units in each row, got shape"
             f" {list(mask.shape)} with {sorted(set(hidden.tolist()))}"

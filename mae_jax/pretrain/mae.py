@@ -93,6 +93,7 @@ class MaskedAutoencoder(nn.Module):
         self, units: jax.Array, plan: MaskPlan, drop_path_rng: jax.Array | None = None
     ) -> tuple[jax.Array, MaskPlan]:
         """Return the encoder's output and the plan by which the decoder is to complete it."""
+        masking.check_plan(plan, len(units), self.unit.count)
         if not self.mask_tokens_in_encoder:
             seen = masking.take(units, plan.ids_keep)
             return self.encoder(seen, plan.ids_keep, drop_path_rng=drop_path_rng), plan

@@ -53,11 +53,24 @@ class PretrainTask:
             {"params": params}, self.inputs(batch), *args, method=name, **kwargs
         )
 
+    def prepare(self, batch: Batch, rng: Rng) -> Batch:
+        """Return the batch with `plan`, its masks: drawn from (seed, step), or the caller's.
+
+        A caller who wants masks of their own puts `plan` into the batch, a `MaskPlan` (as
+        `mae_jax.nn.masking.plan_of_mask` makes it of 0/1 masks), or `noise`, float [B, N]: the
+        units with the smallest noise are kept.
+        """
+        if "plan" in batch:
+            return batch
+        noise = batch.get("noise")
+        plan = self.method.plan(rng.key(Stream.MASK), len(batch["image"]), noise)
+        return {**batch, "plan": plan}
+
     def loss(
         self, params: Params, extra: Any, batch: Batch, rng: Rng
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """Return the loss under masks of (seed, step), no metrics, and `extra` as it was."""
-        plan = self.method.plan(rng.key(Stream.MASK), len(batch["image"]))
-        drop_path_rng = rng.key(Stream.DROP_PATH)
+        """Return the loss under the masks of `prepare`, no metrics, and `extra` as it was."""
+        batch = self.prepare(batch, rng)  # nothing to do in the step, which has done it
+        plan, drop_path_rng = batch["plan"], rng.key(Stream.DROP_PATH)
         predictions = self.call("predict", params, batch, plan, drop_path_rng=drop_path_rng)
         return reconstruction.example_losses(predictions).sum(), ({}, extra)

@@ -1,7 +1,8 @@
 """Checkpoints: the only module that knows Orbax.
 
-A step is a folder with the items `params` and `train` (the rest of the state), and `data` and
-`meta` in JSON. It is committed by one rename, so that a step is there in full or not at all.
+A step is a folder with the items `params`, `ema` (their average, where one is kept) and `train`
+(the rest of the state), and `data` and `meta` in JSON. It is committed by one rename, so that a
+step is there in full or not at all.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from mae_jax.errors import ConfigError
 from mae_jax.train.state import TrainState
+from mae_jax.types import Params
 
-ITEMS = ("params", "train", "data", "meta")
+ITEMS = ("params", "ema", "train", "data", "meta")
 
 
 class Checkpoints:
@@ -71,8 +73,7 @@ class Checkpoints:
         started = self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                train=ocp.args.StandardSave(_train_item(state)),
+                **{k: ocp.args.StandardSave(v) for k, v in _array_items(state).items()},
                 data=ocp.args.JsonSave(data),
                 meta=ocp.args.JsonSave(meta),
             ),
@@ -118,26 +119,55 @@ class Checkpoints:
         Raises:
           ConfigError: if the step's arrays are not those of `target`.
         """
+        restored = self._restore_arrays(step, _array_items(target))
+        return target.replace(
+            params=restored["params"], ema=restored.get("ema"), **restored["train"]
+        )
+
+    def has_average(self, step: int) -> bool:
+        """Return whether the averaged parameters of a step were saved."""
+        return (self.path(step) / "ema").exists()
+
+    def restore_params(self, step: int, target: Params, *, averaged: bool = False) -> Params:
+        """Return the parameters of a step alone.
+
+        Args:
+          step: a committed one.
+          target: `jax.ShapeDtypeStruct` leaves with shardings, which decide the layout.
+          averaged: those that `has_average` speaks of.
+
+        Raises:
+          ConfigError: if the step's arrays are not those of `target`.
+        """
+        item = "ema" if averaged else "params"
+        return self._restore_arrays(step, {item: target})[item]
+
+    def _restore_arrays(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
+        """Restore items by name; each target is a tree of shapes."""
+        for item in targets:
+            if not (self.path(step) / item).exists():
+                raise ConfigError(f"cannot restore {self.path(step)}: it has no item {item!r}")
+        args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(target.params),
-                    train=ocp.args.StandardRestore(_train_item(target)),
-                ),
-            )
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ConfigError(f"cannot restore {self.path(step)}: {reason}") from error
-        return target.replace(params=restored["params"], **restored["train"])
+        return dict(restored.items())
 
     def close(self) -> None:
         """Wait for what is being saved, and let go of the folder."""
         self._manager.close()
 
 
+def _array_items(state: TrainState) -> dict[str, Any]:
+    """Return the items of arrays: each can be restored by itself, by Orbax alone."""
+    items = {"params": state.params, "train": _train_item(state)}
+    return items if state.ema is None else items | {"ema": state.ema}
+
+
 def _train_item(state: TrainState) -> dict[str, Any]:
-    """Return the state without its parameters."""
+    """Return the state without its parameters and their average."""
     return {
         "step": state.step,
         "extra": state.extra,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 
@@ -17,6 +17,18 @@ from mae_jax.train.writers import Console, RunWriter
 from mae_jax.types import Evaluator
 
 StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+class Batches(Protocol):
+    """Batches on the devices, for ever."""
+
+    def __next__(self) -> Any:
+        """Return the batch of the next step."""
+        ...
+
+    def scalars(self) -> dict[str, float]:
+        """Return what is to be logged of the data."""
+        ...
 
 
 class NonFiniteError(RuntimeError):
@@ -47,7 +59,7 @@ class Cadence:
 def train(
     state: TrainState,
     step_fn: StepFn,
-    batches: Iterator[Any],
+    batches: Batches,
     cadence: Cadence,
     *,
     evaluators: Sequence[Evaluator],
@@ -65,7 +77,8 @@ def train(
     Args:
       state: where to start; donated to the first step.
       step_fn: (state, batch) -> (state, metrics).
-      batches: batches on the devices, from step `state.step` on.
+      batches: those from step `state.step` on. If there is an error in getting one, the state is
+        saved before it goes on.
       cadence: when what happens.
       evaluators: run every `eval_every` steps.
       checkpoints: where states are saved.
@@ -93,6 +106,7 @@ def train(
         if in_a_row:
             console.say(f"step {step}: loss or gradient not finite, update skipped")
         if in_a_row >= cadence.max_nonfinite_steps:
+            report_saves(wait=True)
             raise NonFiniteError(
                 f"loss or gradient not finite in {in_a_row} steps in a row, the last step {step};"
                 f" newest checkpoint: {checkpoints.latest_step()}"
@@ -107,7 +121,8 @@ def train(
             throughput.reset()
 
     def write(step: int, values: dict[str, float]) -> None:
-        values |= {f"train/{name}": value for name, value in throughput.scalars().items()}
+        more = throughput.scalars() | batches.scalars()
+        values |= {f"train/{name}": value for name, value in more.items()}
         writer.scalars(step, values)
         left = (cadence.last_step - step) * throughput.seconds_per_step()
         console.progress(step, values, left)
@@ -119,9 +134,27 @@ def train(
         writer.flush()
         throughput.exclude(time.perf_counter() - begun)
 
+    def report_saves(*, wait: bool = False) -> None:
+        for done in checkpoints.committed(wait=wait):
+            console.say(f"saved step {done}")
+
+    def finish() -> None:
+        if previous is not None:
+            settle(*previous)
+        if saved != step:
+            save()
+        report_saves(wait=True)
+        writer.flush()
+
     while step < cadence.last_step and not stop.name:
         begun = time.perf_counter()
-        batch = next(batches)
+        try:
+            batch = next(batches)
+        except Exception:
+            # Data can be mended, and the run goes on. Other processes may still have theirs.
+            if jax.process_count() == 1:
+                finish()
+            raise
         # Devices that still work on the previous step have not waited for this batch.
         idle = previous is None or previous[1]["loss"].is_ready()  # type: ignore[attr-defined]
         stalled = time.perf_counter() - begun if idle else 0.0
@@ -143,15 +176,8 @@ def train(
             throughput.exclude(time.perf_counter() - begun)
         if saving:
             save()
-        for done in checkpoints.committed():
-            console.say(f"saved step {done}")
-    if previous is not None:
-        settle(*previous)
-    if saved != step:
-        save()
-    for done in checkpoints.committed(wait=True):
-        console.say(f"saved step {done}")
-    writer.flush()
+        report_saves()
+    finish()
     return step
 
 
@@ -162,10 +188,13 @@ def evaluate(
     writer: RunWriter,
     console: Console,
 ) -> None:
-    """Run the evaluators on a state; scalars make one line, pictures a file each."""
+    """Run the evaluators on a state; scalars make one line, pictures a file each.
+
+    Where an average of the parameters is kept, it is measured, and the line says so.
+    """
     scalars: dict[str, float] = {}
     for evaluator in evaluators:
-        for name, value in evaluator.run(state.params, state.extra):
+        for name, value in evaluator.run(state.best_params(), state.extra):
             if isinstance(value, float):
                 scalars[f"val/{name}"] = value
             else:
@@ -173,4 +202,5 @@ def evaluate(
     if scalars:
         writer.scalars(step, scalars)
         shown = "  ".join(f"{k.removeprefix('val/')} {v:.4g}" for k, v in scalars.items())
-        console.say(f"step {step} held out:  {shown}")
+        of = "" if state.ema is None else ", averaged parameters"
+        console.say(f"step {step} held out{of}:  {shown}")

@@ -34,13 +34,29 @@ def decay_mask(params: Any, no_decay: Sequence[str] = ()) -> Any:
 
 
 def adamw(
-    *, b1: float, b2: float, eps: float, weight_decay: float, no_decay: Sequence[str] = ()
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    clip_norm: float = 0.0,
+    no_decay: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """Return AdamW's direction, m / (sqrt(v) + eps) + decay x p, to be multiplied by -rate.
 
+    Args:
+      b1: decay of the mean m of gradients.
+      b2: decay of the mean v of their squares.
+      eps: added to the root.
+      weight_decay: of parameters p of rank 2 and more.
+      clip_norm: gradients whose common norm is larger are scaled down to it; 0: none are.
+      no_decay: names of parameters that do not decay either.
+
     Source: "Decoupled Weight Decay Regularization", arXiv 1711.05101, as in `torch.optim.AdamW`.
     """
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     return optax.chain(
+        *clip,
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=lambda p: decay_mask(p, no_decay)),
     )

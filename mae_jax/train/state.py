@@ -28,6 +28,7 @@ class TrainState(flax.struct.PyTreeNode):
       extra: state that is not trained (batch statistics); {} if none.
       opt_state: the optimiser's.
       counters: see `Counters`.
+      ema: exponential moving average of the parameters; None: none is kept.
     """
 
     step: jax.Array
@@ -35,12 +36,25 @@ class TrainState(flax.struct.PyTreeNode):
     extra: Any
     opt_state: optax.OptState
     counters: Counters
+    ema: Params | None = None
 
     @classmethod
     def create(
-        cls, params: Params, extra: Any, optimizer: optax.GradientTransformation
+        cls,
+        params: Params,
+        extra: Any,
+        optimizer: optax.GradientTransformation,
+        *,
+        averaged: bool = False,
     ) -> TrainState:
-        """Return the state before the first step."""
+        """Return the state before the first step; with `averaged` it keeps an average."""
         # Three arrays and not one: the step donates the state, and no buffer can be donated twice.
         step, in_all, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-        return cls(step, params, extra, optimizer.init(params), Counters(in_all, in_a_row))
+        counters = Counters(in_all, in_a_row)
+        # A copy, for the same reason.
+        ema = jax.tree.map(jnp.copy, params) if averaged else None
+        return cls(step, params, extra, optimizer.init(params), counters, ema)
+
+    def best_params(self) -> Params:
+        """Return the parameters to measure and to draw with: the averaged ones, where kept."""
+        return self.params if self.ema is None else self.ema

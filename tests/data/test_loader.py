@@ -80,7 +80,7 @@ def train(count, source=None, transform=TRANSFORM, **options):
 def assert_same(batches, expected):
     assert len(batches) == len(expected)
     for batch, other in zip(batches, expected, strict=True):
-        assert set(batch) == set(other) == {"image", "label", "index", "replaced"}
+        assert set(batch) == set(other) == {"image", "label", "index", "asked", "replaced"}
         for name in other:
             np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
             assert batch[name].dtype == other[name].dtype
@@ -92,9 +92,16 @@ class TestTrainBatches:
         (batch,) = train(1, source, Identity(), batch_size=5)
         assert batch["image"].shape == (5, 16, 16, 1)
         dtypes = {name: array.dtype.name for name, array in batch.items()}
-        assert dtypes == {"image": "uint8", "label": "int32", "index": "int32", "replaced": "bool"}
+        assert dtypes == {
+            "image": "uint8",
+            "label": "int32",
+            "index": "int32",
+            "asked": "int32",
+            "replaced": "bool",
+        }
         np.testing.assert_array_equal(batch["image"], source.images[batch["index"]])
         np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
+        np.testing.assert_array_equal(batch["index"], batch["asked"])
         assert not batch["replaced"].any()
 
     def test_every_example_comes_once_in_each_epoch(self):
@@ -219,6 +226,7 @@ class TestBadExamples:
         for batch in batches:
             rows = np.flatnonzero(batch["replaced"])
             assert batch["index"][rows].tolist() == [5]
+            assert batch["asked"][rows].tolist() == [4]
             assert sorted(batch["index"]) == [0, 1, 2, 3, 5, 5, 6, 7, 8, 9, 10, 11]
             np.testing.assert_array_equal(batch["label"], np.array(source.labels)[batch["index"]])
         assert [record.getMessage().count(str(bad)) for record in caplog.records] == [1]
@@ -233,20 +241,82 @@ class TestBadExamples:
     def test_several_in_a_row_are_skipped(self):
         (batch,) = train(1, Memory(5, bad=(1, 2, 3)), batch_size=5)
         assert batch["index"][batch["replaced"]].tolist() == [4, 4, 4]
+        assert sorted(batch["asked"][batch["replaced"]]) == [1, 2, 3]
 
     @pytest.mark.parametrize("threads", [0, 2])
     def test_nothing_but_bad_examples_ends_with_the_name_of_one(self, threads):
         source = Memory(5, bad=range(5))
-        with pytest.raises(RuntimeError, match=rf"memory {id(source)}, \d and the 4 examples"):
+        message = rf"^data.path: memory {id(source)}, \d and the 4 examples after it cannot be used"
+        with pytest.raises(ConfigError, match=message) as caught:
             train(1, source, threads=threads)
+        assert "\n" not in str(caught.value)
 
     def test_search_gives_up_before_it_has_read_a_large_source(self):
-        with pytest.raises(RuntimeError, match="and the 99 examples after it"):
+        with pytest.raises(ConfigError, match="and the 99 examples after it"):
             train(1, Memory(1000, bad=range(1000)))
 
     def test_mistake_in_the_configuration_is_not_taken_for_a_bad_example(self, pictures):
         with pytest.raises(ConfigError, match="channels"):
             train(1, folder.make("train", path=str(pictures)), channels=2)
+
+
+class TestLimitOfBadExamples:
+    def batches(self, source, **options):
+        options = {"channels": 1, "batch_size": 20, "seed": 0, "threads": 0, **options}
+        return loader.train_batches(source, TRANSFORM, **options)
+
+    def test_bad_examples_are_counted_once_each_and_only_once_handed_out(self):
+        batches = self.batches(Memory(40, bad=(3, 4, 9)), batch_size=4)
+        assert batches.scalars() == {"bad_examples": 0.0}
+        met, counts = set(), []
+        for batch in itertools.islice(batches, 30):  # three epochs
+            met |= set(batch["asked"].tolist()) & {3, 4, 9}
+            counts.append(batches.scalars()["bad_examples"])
+            assert counts[-1] == len(met)
+        assert counts[0] < 3  # so that the count has grown
+        assert counts[-1] == 3
+
+    @pytest.mark.parametrize(
+        ("examples", "share", "allowed"),
+        [(40, 0.0, 10), (40, 0.25, 10), (40, 0.3, 12), (400, 0.0299, 11)],
+    )
+    def test_ten_or_the_share_may_be_bad_and_not_one_more(self, examples, share, allowed):
+        source = Memory(examples, bad=range(0, 2 * allowed, 2))
+        epoch = examples // 20
+        batches = self.batches(source, max_bad_share=share)
+        assert len(list(itertools.islice(batches, epoch))) == epoch
+        assert batches.scalars() == {"bad_examples": float(allowed)}
+        source.bad = range(0, 2 * allowed + 2, 2)
+        with pytest.raises(ConfigError) as caught:
+            list(itertools.islice(self.batches(source, max_bad_share=share), epoch))
+        expected = f"{allowed} of {examples} examples that cannot be used, got {allowed + 1},"
+        assert f"data.max_bad_share {share:g}: expected at most {expected}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_the_message_names_a_bad_example_and_the_reason(self, pictures):
+        source = folder.make("train", path=str(pictures))
+        for index in range(11):
+            Path(source.describe(index)).write_bytes(b"text")
+        with pytest.raises(ConfigError, match=r"\.png: not an image of a kind that Pillow knows$"):
+            next(self.batches(source, channels=3, max_bad_share=0.0))
+
+    def test_an_example_that_can_be_read_now_is_said_to_be_bad_at_times(self):
+        class Moody(Memory):
+            failed = frozenset()
+
+            def __getitem__(self, index):
+                if index % 2 == 0 and index not in self.failed:
+                    self.failed |= {index}
+                    raise OSError("input/output error")
+                return super().__getitem__(index)
+
+        with pytest.raises(ConfigError, match=r"memory \d+, \d+: cannot be read at times$"):
+            list(itertools.islice(self.batches(Moody(40), max_bad_share=0.001), 2))
+
+    @pytest.mark.parametrize("share", [-0.1, 1.5])
+    def test_a_share_out_of_bounds_is_refused(self, share):
+        with pytest.raises(ConfigError, match=r"data.max_bad_share: expected in \[0, 1\], got"):
+            self.batches(Memory(), max_bad_share=share)
 
 
 class TestEvalBatches:
@@ -320,7 +390,8 @@ def test_cores_are_counted():
 def test_worker_modules_import_neither_jax_nor_anything_optional():
     code = (
         "import sys\n"
-        "import mae_jax.data.transforms, mae_jax.data.sources.digits, mae_jax.data.sources.folder\n"
+        "import mae_jax.data.transforms\n"
+        "from mae_jax.data.sources import digits, folder, photos, tfds, tfrecord\n"
         "print(sorted({'jax', 'flax', 'grain', 'tensorflow', 'torch', 'mlxtend',\n"
         "              'tensorflow_datasets', 'matplotlib'} & set(sys.modules)))"
     )

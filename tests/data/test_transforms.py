@@ -15,6 +15,7 @@ from mae_jax.data.transforms import (
     CenterCrop,
     Decode,
     HorizontalFlip,
+    RandomCrop,
     RandomResizedCrop,
 )
 from mae_jax.errors import ConfigError
@@ -374,6 +375,58 @@ class TestCenterCrop:
             CenterCrop((224, 224))(np.zeros((2, 5000, 3), np.uint8))
 
 
+class TestRandomCrop:
+    def places(self, crop, height, width, count=4000):
+        """Crop an image of different numbers, at most 255, and find the boxes in it."""
+        image = np.arange(height * width, dtype=np.uint8).reshape(height, width, 1)
+        rng, places = generator(1), []
+        for _ in range(count):
+            box = crop(image, rng)
+            top, left = divmod(int(box[0, 0, 0]), width)
+            assert box.shape == (*crop.size, 1)
+            np.testing.assert_array_equal(
+                box, image[top : top + crop.size[0], left : left + crop.size[1]]
+            )
+            places.append((top, left))
+        return places
+
+    def test_all_places_within_the_image_are_equally_likely(self):
+        # 4 / 0.5 = 8 is the short side already; 8 - 4 + 1 = 5 by 10 - 4 + 1 = 7 places.
+        places = self.places(RandomCrop((4, 4), 0.5), 8, 10)
+        count = np.zeros((5, 7))
+        np.add.at(count, tuple(np.array(places).T), 1)
+        assert count.sum() == 4000
+        # Mean 114, deviation 10.5; four of them.
+        np.testing.assert_allclose(count, 4000 / 35, atol=42)
+
+    def test_at_fraction_1_the_box_moves_along_the_long_side_alone(self):
+        assert set(self.places(RandomCrop((8, 8), 1.0), 8, 16)) == {(0, left) for left in range(9)}
+        assert set(self.places(RandomCrop((8, 8), 1.0), 8, 8, count=5)) == {(0, 0)}
+
+    @pytest.mark.parametrize(
+        ("shape", "resized"), [((300, 400), (256, 341)), ((400, 300), (341, 256))]
+    )
+    def test_224_is_cut_out_of_256_as_in_the_evaluation(self, shape, resized):
+        image = smooth(*shape, 3)
+        whole = np.asarray(Image.fromarray(image).resize(resized[::-1], Image.Resampling.BICUBIC))
+        rng = generator(3)
+        top, left = rng.integers(resized[0] - 223), rng.integers(resized[1] - 223)
+        expected = whole[top : top + 224, left : left + 224]
+        np.testing.assert_array_equal(RandomCrop((224, 224))(image, generator(3)), expected)
+
+    @pytest.mark.parametrize("size", [(28, 28), (17, 31), (1, 1)])
+    @pytest.mark.parametrize("shape", [(1, 1), (5, 300), (300, 5), (29, 31)])
+    @pytest.mark.parametrize("fraction", [1.0, 0.9, 0.3])
+    def test_result_always_has_the_size(self, size, shape, fraction):
+        out = RandomCrop(size, fraction)(smooth(*shape, 1), generator())
+        assert out.shape == (*size, 1)
+        assert out.dtype == np.uint8
+
+    def test_image_that_would_become_huge_is_a_bad_example(self):
+        with pytest.raises(BadExample, match="2 x 5000 is too long and thin"):
+            RandomCrop((224, 224))(np.zeros((2, 5000, 3), np.uint8), generator())
+
+
 class TestTransforms:
     def test_training_crops_at_random_and_flips(self):
         transform = transforms.train_transform(
@@ -401,6 +454,17 @@ class TestTransforms:
         image = noise(40, 50, 3)
         expected = transforms.eval_transform((8, 8), crop_fraction=0.5)(image, generator())
         np.testing.assert_array_equal(transform(image, generator()), expected)
+
+    def test_without_augmentation_images_are_mirrored_unless_flip_is_off(self):
+        steps = transforms.train_transform((8, 8), augment="none").steps
+        assert [type(step) for step in steps] == [CenterCrop, HorizontalFlip]
+
+    def test_random_crop_has_the_fraction_of_the_evaluation_and_a_flip(self):
+        crop, flip = transforms.train_transform(
+            (8, 12), augment="random_crop", crop_fraction=0.75
+        ).steps
+        assert crop == RandomCrop((8, 12), 0.75)
+        assert flip == HorizontalFlip(0.5)
 
     def test_unknown_augmentation_is_refused(self):
         with pytest.raises(ConfigError, match=r"data.augment: expected .* got 'autoaugment'"):

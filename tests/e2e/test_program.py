@@ -12,6 +12,7 @@ from tests.helpers import (
     metrics,
     read_until,
     run,
+    saved_arrays,
     start,
     tiny_run,
 )
@@ -131,6 +132,38 @@ def test_a_longer_schedule_goes_on_when_allowed(whole, tmp_path):
     status, output = run([*tiny_run(workdir, epochs="0.2"), "--allow_change=epochs"])
     assert status == 0, output
     assert "finished at step 50" in output
+
+
+def test_a_run_in_parts_with_an_average_resumes_bit_for_bit(tmp_path):
+    fields = {
+        "run__accumulation": "4",
+        "optimizer__ema_decay": "0.9",
+        "optimizer__clip_norm": "1.0",
+        "epochs": "0.08",
+    }
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    status, output = run(tiny_run(whole, **fields))
+    assert status == 0, output
+    assert "20 steps of 16 images in parts of 4" in output
+    assert "GiB of parameters, their average and optimiser state per device" in output
+    assert "step 20 held out, averaged parameters:" in output
+    assert run([*tiny_run(parts, **fields), "--stop_at_step=7"])[0] == 0
+    assert run(tiny_run(parts, **fields))[0] == 0
+    assert_same_state(whole, parts, 20)
+    arrays = saved_arrays(whole, 20)
+    for name in [name for name in arrays if name.startswith("params")]:
+        average = arrays[name.replace("params", "ema", 1)]
+        assert average.shape == arrays[name].shape
+        assert (average != arrays[name]).any(), name
+
+
+def test_a_run_that_diverges_ends_with_status_1_and_says_what_to_do(tmp_path):
+    status, output = run(tiny_run(tmp_path / "run", optimizer__base_learning_rate="1e30"))
+    assert status == 1, output
+    assert "stopped: loss or gradient not finite in 5 steps in a row" in output
+    assert "lower optimizer.base_learning_rate or set optimizer.clip_norm; go on with" in output
+    assert "--allow_change=optimizer" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.drill

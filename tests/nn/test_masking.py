@@ -196,6 +196,9 @@ def test_a_plan_can_be_made_of_a_mask():
         ([[1, 0, 0], [1, 1, 0]], r"equally many removed units in each row, got shape \[2, 3\]"),
         ([[0, 0, 0]], "mask: keeps 3 of 3 units"),
         ([[1, 1, 1]], "mask: keeps 0 of 3 units"),
+        ([[255, 0, 0]], r"mask: expected \[R, N\] of 0 and 1, got shape \[1, 3\] with 255"),
+        ([[0.5, 0, 1]], r"of 0 and 1, got shape \[1, 3\] with 0.5"),
+        ([1, 0, 0], r"mask: expected \[R, N\] of 0 and 1, got shape \[3\]$"),
     ],
 )
 def test_a_mask_that_fits_no_plan_is_refused(mask, message):

@@ -19,6 +19,13 @@ class Result(NamedTuple):
     gradients: Tree
 
 
+class Trained(NamedTuple):
+    """What training leaves: the loss of each step, before its update, and parameters by path."""
+
+    losses: np.ndarray
+    params: Tree
+
+
 class Tolerance(NamedTuple):
     """How far two results may be apart.
 
@@ -37,6 +44,8 @@ class Tolerance(NamedTuple):
 
 SMALL = Tolerance(loss=1e-6, predictions=3e-6, gradient=5e-6)
 FULL_SIZE = Tolerance(loss=1e-5, predictions=5e-5, gradient=5e-5)
+TRAINED_LOSS = 1e-4
+TRAINED_CHANGE = 1e-3
 
 
 def split_qkv(tree: Tree) -> dict[str, np.ndarray]:
@@ -73,6 +82,29 @@ def shares(ours: Result, theirs: Result, tolerance: Tolerance) -> dict[str, floa
     return {name: float(value) for name, value in result.items()}
 
 
+def training_shares(ours: Trained, theirs: Trained, start: Tree) -> dict[str, float]:
+    """Return the share of its tolerance that each difference takes; above 1 is disagreement.
+
+    Args:
+      ours: what our training left.
+      theirs: what the other left.
+      start: parameters of both before.
+
+    Returns:
+      `losses`, the largest relative difference over `TRAINED_LOSS`, and for each parameter by path
+      the norm of the difference over that of its change from the start, over `TRAINED_CHANGE`.
+    """
+    assert ours.losses.shape == theirs.losses.shape
+    difference = np.abs(ours.losses - theirs.losses) / np.abs(theirs.losses)
+    result = {"losses": difference.max() / TRAINED_LOSS}
+    mine, others, before = map(split_qkv, (ours.params, theirs.params, start))
+    assert mine.keys() == others.keys() == before.keys()
+    for path, array in others.items():
+        change = array.astype(np.float64) - before[path]
+        result[path] = _norm(mine[path].astype(np.float64) - array) / _norm(change) / TRAINED_CHANGE
+    return {name: float(value) for name, value in result.items()}
+
+
 def agrees(ours: Result, theirs: Result, tolerance: Tolerance) -> bool:
     """Return whether every difference is within its tolerance; NaN is not."""
     return all(share <= 1 for share in shares(ours, theirs, tolerance).values())
@@ -87,6 +119,15 @@ def report(ours: Result, theirs: Result, tolerance: Tolerance) -> str:
         f"of its tolerance: loss {loss:.3g}, predictions {predictions:.3g},"
         f" gradients at most {by_name[worst]:.3g} ({worst})"
     )
+
+
+def training_report(ours: Trained, theirs: Trained, start: Tree) -> str:
+    """Return the share of the losses, and the largest two of the parameters, as a line."""
+    by_name = training_shares(ours, theirs, start)
+    losses = by_name.pop("losses")
+    worst = sorted(by_name, key=lambda path: -by_name[path])[:2]
+    leaves = ", ".join(f"{by_name[path]:.3g} ({path})" for path in worst)
+    return f"of its tolerance: losses {losses:.3g}, parameters at most {leaves}"
 
 
 def _norm(*arrays: np.ndarray) -> float:

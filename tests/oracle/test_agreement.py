@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.oracle.agreement import SMALL, Result, agrees, shares, split_qkv
+from tests.oracle.agreement import (
+    SMALL,
+    Result,
+    Trained,
+    agrees,
+    shares,
+    split_qkv,
+    training_shares,
+)
 from tests.oracle.frozen import Frozen, load, save
 
 
@@ -71,6 +79,35 @@ def test_a_missing_gradient_does_not_agree(result):
     less = {k: v for k, v in result.gradients.items() if k != "norm/scale"}
     with pytest.raises(AssertionError):
         agrees(result._replace(gradients=less), result, SMALL)
+
+
+def test_training_is_measured_against_what_it_changed():
+    start = {"norm/scale": np.full(4, 100.0), "attn/qkv/bias": np.zeros(6)}
+    theirs = Trained(
+        np.array([4.0, 2.0]),
+        {"norm/scale": np.full(4, 101.0), "attn/qkv/bias": np.array([1.0, 1, 2, 2, 3, 3])},
+    )
+    assert set(training_shares(theirs, theirs, start).values()) == {0.0}
+    ours = Trained(
+        np.array([4.0, 2.0 + 1e-4]),
+        {
+            "norm/scale": np.full(4, 101.0 + 2e-3),
+            "attn/qkv/bias": np.array([1.0, 1, 9, 9, 3 * 1.0005, 3 * 1.0005]),
+        },
+    )
+    by_name = training_shares(ours, theirs, start)
+    expected = {"losses": 0.5, "norm/scale": 2.0, "attn/q/bias": 0.0, "attn/v/bias": 0.5}
+    assert by_name == pytest.approx(expected)
+
+
+def test_training_that_is_not_a_number_does_not_agree():
+    start, end = {"norm/scale": np.zeros(2)}, {"norm/scale": np.ones(2)}
+    theirs = Trained(np.ones(2), end)
+    for ours in (
+        Trained(np.array([1.0, np.nan]), end),
+        Trained(np.ones(2), {"norm/scale": np.array([1.0, np.nan])}),
+    ):
+        assert not all(share <= 1 for share in training_shares(ours, theirs, start).values())
 
 
 def test_a_stored_result_comes_back(result, tmp_path):

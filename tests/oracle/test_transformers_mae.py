@@ -62,9 +62,18 @@ def test_small_model_agrees(small):
     check(small, agreement.SMALL)
 
 
-def test_vit_b_agrees(transformers_mae):
-    model = mae.make(size="vit_b", image_size=(224, 224))
-    check(make_case(transformers_mae, model, batch_size=2, seed=0), agreement.FULL_SIZE)
+@pytest.mark.parametrize(
+    ("fields", "batch_size"),
+    [
+        ({"size": "vit_b"}, 2),
+        ({"size": "vit_l"}, 1),
+        ({"size": "vit_h", "depth": 2, "decoder_depth": 2}, 2),  # fewer blocks, for memory
+    ],
+    ids=["vit_b", "vit_l", "vit_h"],
+)
+def test_full_size_agrees(transformers_mae, fields, batch_size):
+    model = mae.make(image_size=(224, 224), **fields)
+    check(make_case(transformers_mae, model, batch_size, seed=0), agreement.FULL_SIZE)
 
 
 @pytest.mark.parametrize("mistake", mae_case.MISTAKES)

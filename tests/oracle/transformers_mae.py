@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
@@ -63,6 +65,15 @@ def from_torch(path: str, arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts, axis=-1)
 
 
+def in_our_layout(
+    tensors: Mapping[str, torch.Tensor], paths: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Return the arrays at our `paths` of tensors that have their names."""
+    return {
+        path: from_torch(path, [tensors[n].detach().numpy() for n in names(path)]) for path in paths
+    }
+
+
 def position_table(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
     """Return [1, 1 + N, D], made by their function, because a fresh model's are zeros.
 
@@ -119,9 +130,9 @@ def run(
     out = theirs(pixel_values=pixels, noise=torch.from_numpy(noise))
     out.loss.backward()
     hidden = np.argsort(out.ids_restore.numpy(), axis=1)[:, model.keep_count() :]
-    gradients = {n: p.grad.numpy() for n, p in theirs.named_parameters() if p.requires_grad}
+    gradients = {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
     return Result(
         out.loss.item(),
         np.take_along_axis(out.logits.detach().numpy(), hidden[..., None], axis=1),
-        {path: from_torch(path, [gradients[n] for n in names(path)]) for path in params},
+        in_our_layout(gradients, params),
     )

@@ -243,6 +243,37 @@ def test_parameters_are_read_by_one_plain_line_of_orbax(tmp_path):
     assert_same_bits(params, state.params)
 
 
+def averaged_state() -> TrainState:
+    state = make_state()
+    return state.replace(ema=jax.tree.map(lambda p: p + 1.0, state.params))
+
+
+def test_average_is_saved_and_restored_and_read_alone(tmp_path):
+    state = averaged_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+        path = checkpoints.path(3)
+    assert_same_bits(ocp.StandardCheckpointer().restore(path / "ema"), state.ema)
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.has_average(3)
+        assert_same_bits(checkpoints.restore(3, target_of(state)), state)
+        target = target_of(state).params
+        assert_same_bits(checkpoints.restore_params(3, target), state.params)
+        assert_same_bits(checkpoints.restore_params(3, target, averaged=True), state.ema)
+
+
+def test_average_that_was_not_saved_is_refused_in_one_line(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, make_state())
+        assert not checkpoints.has_average(3)
+        for restore in (
+            lambda: checkpoints.restore(3, target_of(averaged_state())),
+            lambda: checkpoints.restore_params(3, target_of(make_state()).params, averaged=True),
+        ):
+            with pytest.raises(ConfigError, match=r"3: it has no item 'ema'$"):
+                restore()
+
+
 def test_json_items_come_back_as_they_were(tmp_path):
     with opened(tmp_path) as checkpoints:
         save(checkpoints, make_state())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,6 +80,21 @@ class FakeWriter:
         return [int(row["step"]) for row in self.rows if name in row]
 
 
+class Counting:
+    """The batch of step n (from 0) is n; or those of `items`, or an error at the end of them."""
+
+    def __init__(self, items: Iterable[Any]):
+        self.items = iter(items)
+        self.given = 0
+
+    def __next__(self) -> Any:
+        self.given += 1
+        return next(self.items)
+
+    def scalars(self) -> dict[str, float]:
+        return {"bad_examples": float(self.given)}
+
+
 class SumEvaluator:
     """Yields the one parameter, and a picture."""
 
@@ -99,7 +114,7 @@ class Bench:
     evaluators: list[Any] = dataclasses.field(default_factory=lambda: [SumEvaluator()])
     bad_steps: frozenset[int] = frozenset()
     step_fn: Callable | None = None
-    batches: Iterator[Any] | None = None
+    batches: Iterable[Any] | None = None
 
     def step(self, state: TrainState, batch: int) -> tuple[TrainState, dict[str, Any]]:
         """Add the batch to the parameter; report the step's number as its loss."""
@@ -132,7 +147,7 @@ class Bench:
             # The batch of step n (from 0) is n, so that the sum after n steps is n (n - 1) / 2.
             state_at(first, first * (first - 1) / 2),
             self.step_fn or self.step,
-            itertools.count(first) if self.batches is None else self.batches,
+            Counting(itertools.count(first) if self.batches is None else self.batches),
             cadence,
             evaluators=self.evaluators,
             checkpoints=self.checkpoints,
@@ -182,6 +197,8 @@ def test_row_holds_the_values_of_its_own_step(bench):
                 "train/mfu",
                 "train/data_stall",
             }
+            # Taken when the row is written, while a later step may have its batch already.
+            assert 0 <= row["train/bad_examples"] - row["step"] <= 1
 
 
 def test_progress_is_shown_with_each_row(bench, capsys):
@@ -481,3 +498,35 @@ def test_loop_works_with_real_checkpoints_and_writer(tmp_path, capsys):
     saved = [line for line in lines if line.startswith("saved")]
     assert saved == [f"saved step {step}" for step in (4, 6, 8, 12)]
     assert (tmp_path / "pictures" / "step_12.png").exists()
+
+
+def test_averaged_parameters_are_measured_where_they_are_kept(bench, capsys):
+    plain = bench.step
+
+    def step_fn(state: TrainState, batch: int) -> tuple[TrainState, dict[str, Any]]:
+        new, reported = plain(state, batch)
+        return new.replace(ema={"sum": -new.params["sum"]}), reported
+
+    bench.step_fn = step_fn
+    bench.train()
+    assert [row["val/sum"] for row in bench.writer.rows if "val/sum" in row] == [-sum_at(12)]
+    assert f"held out, averaged parameters:  sum {-sum_at(12):g}" in capsys.readouterr().out
+
+
+def test_state_is_saved_before_an_error_of_the_data_ends_the_run(bench, capsys):
+    def batches() -> Iterator[int]:
+        yield from range(7)
+        raise ValueError("no such file")
+
+    bench.batches = batches()
+    with pytest.raises(ValueError, match="no such file"):
+        bench.train()
+    assert bench.checkpoints.saved == {7: sum_at(7)}
+    assert "saved step 7" in capsys.readouterr().out
+
+
+def test_nothing_is_saved_twice_when_the_data_end_right_after_a_save(bench):
+    bench.batches = iter(range(6))
+    with pytest.raises(StopIteration):
+        bench.train(save_every=6)
+    assert bench.checkpoints.saved == {6: sum_at(6)}

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mae_jax.train import optimizer
@@ -136,3 +137,20 @@ def test_optimiser_state_is_float32_and_shaped_like_the_parameters(tiny_mae):
     arrays = [x for x in jax.tree.leaves(state) if x.ndim]
     assert [x.shape for x in arrays] == [x.shape for x in jax.tree.leaves(shapes)] * 2
     assert {x.dtype for x in arrays} == {jnp.dtype(jnp.float32)}
+
+
+def test_clipping_scales_all_gradients_by_their_common_norm():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(1)}
+    grads = {"kernel": jnp.full((2, 2), 6.0), "bias": jnp.full(1, 5.0)}  # norm 13
+    options = {"b1": B1, "b2": B2, "eps": EPS, "weight_decay": 0.0}
+
+    def moments(clip_norm: float) -> list[float]:
+        adamw = optimizer.adamw(clip_norm=clip_norm, **options)
+        _, state = adamw.update(grads, adamw.init(params), params)
+        (adam,) = (s for s in state if isinstance(s, optax.ScaleByAdamState))
+        return [float(adam.mu["kernel"][0, 0]), float(adam.mu["bias"][0])]
+
+    scale = 1 - B1
+    np.testing.assert_allclose(moments(0.0), [6.0 * scale, 5.0 * scale], rtol=1e-6)
+    np.testing.assert_allclose(moments(20.0), [6.0 * scale, 5.0 * scale], rtol=1e-6)
+    np.testing.assert_allclose(moments(1.3), [0.6 * scale, 0.5 * scale], rtol=1e-6)

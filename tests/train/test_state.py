@@ -34,6 +34,18 @@ def test_state_can_be_made_and_described_inside_a_jitted_function():
     )
 
 
+def test_average_starts_as_the_parameters_in_arrays_of_its_own():
+    state = TrainState.create({"w": jnp.ones((2, 3))}, {}, optax.identity(), averaged=True)
+    assert jnp.array_equal(state.ema["w"], state.params["w"])
+    assert state.ema["w"] is not state.params["w"]
+    assert state.best_params() is state.ema
+    plain = TrainState.create(state.params, {}, optax.identity())
+    assert plain.ema is None
+    assert plain.best_params() is plain.params
+    # Donated twice, a buffer would be an error.
+    jax.jit(lambda s: s.replace(step=s.step + 1), donate_argnums=0)(state)
+
+
 def test_state_made_outside_of_a_jitted_function_can_be_donated():
     state = TrainState.create({"w": jnp.ones((2, 3))}, {}, optax.scale_by_adam())
     new = jax.jit(lambda s: s.replace(step=s.step + 1), donate_argnums=0)(state)

@@ -15,14 +15,14 @@ import pytest
 
 from mae_jax.train.optimizer import adamw
 from mae_jax.train.state import TrainState
-from mae_jax.train.step import train_step
+from mae_jax.train.step import split_batch, train_step
 from mae_jax.types import Batch, Params, Rng, Stream
 
-GOOD = {"x": np.array([[1.0, -2.0], [3.0, 4.0]], np.float32), "root": np.float32(1.0)}
+GOOD = {"x": np.array([[1.0, -2.0], [3.0, 4.0]], np.float32), "root": np.ones(1, np.float32)}
 BAD_LOSS = GOOD | {"x": np.array([[1.0, np.nan], [3.0, 4.0]], np.float32)}
 INFINITE_LOSS = GOOD | {"x": np.array([[1.0, np.inf], [3.0, 4.0]], np.float32)}
 # The square root is 0 and its slope infinite: the gradient alone is not finite.
-BAD_GRADIENT = GOOD | {"root": np.float32(0.0)}
+BAD_GRADIENT = GOOD | {"root": np.zeros(1, np.float32)}
 
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -31,17 +31,26 @@ StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 class Quadratic:
     """Half the squared distance to the batch, and a square root that can be made to break."""
 
+    noisy: bool = False  # whether what `prepare` has drawn counts
+
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Any]:
         del rng, batch
         params = {"w": jnp.asarray([3.0, 5.0]), "b": jnp.zeros(())}
         return params, {"batches": jnp.zeros((), jnp.int32)}
 
+    def prepare(self, batch: Batch, rng: Rng) -> Batch:
+        # A number for each example, and one for all.
+        drawn = jax.random.normal(rng.key(Stream.MASK), batch["x"].shape)
+        return {**batch, "drawn": drawn, "shared": jnp.asarray([[0.25, 0.5]])}
+
     def loss(
         self, params: Params, extra: Any, batch: Batch, rng: Rng
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         distance = params["w"][None] - batch["x"]
-        root = batch["root"] + params["b"] - jax.lax.stop_gradient(params["b"])
+        root = batch["root"][0] + params["b"] - jax.lax.stop_gradient(params["b"])
         loss = 0.5 * jnp.mean(jnp.sum(distance**2, axis=1)) + jnp.sqrt(root)
+        if self.noisy:
+            loss += jnp.mean(batch["drawn"] @ params["w"] + (batch["shared"] @ params["w"]) ** 2)
         draws = {stream.name: jax.random.uniform(rng.key(stream)) for stream in Stream}
         metrics = draws | {"rows": jnp.asarray(len(batch["x"]), jnp.int32)}
         return loss, (metrics, {"batches": extra["batches"] + 1})
@@ -52,13 +61,17 @@ def make(
     optimizer: optax.GradientTransformation | None = None,
     schedule: Callable[[jax.Array], jax.Array] = lambda step: 0.1 * (step + 1.0),
     seed: int = 0,
+    noisy: bool = False,
+    averaged: bool = False,
+    **options: Any,
 ) -> tuple[TrainState, StepFn]:
     """Return the state before the first step, and the jitted step."""
     optimizer = optimizer or adamw(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.05)
-    task = Quadratic()
-    state = TrainState.create(*task.init(jax.random.key(0), GOOD), optimizer)
+    task = Quadratic(noisy)
+    init = task.init(jax.random.key(0), GOOD)
+    state = TrainState.create(*init, optimizer, averaged=averaged)
     step_fn = functools.partial(
-        train_step, task=task, optimizer=optimizer, schedule=schedule, seed=seed
+        train_step, task=task, optimizer=optimizer, schedule=schedule, seed=seed, **options
     )
     return state, jax.jit(step_fn)
 
@@ -216,3 +229,74 @@ def test_state_keeps_its_structure_shapes_and_types():
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )
+
+
+def many_rows(count: int = 12) -> Batch:
+    x = np.random.default_rng(3).normal(size=(count, 2)).astype(np.float32)
+    return {"x": x, "root": np.ones(1, np.float32)}
+
+
+def test_rows_of_a_part_are_spread_over_the_batch_and_a_single_row_is_shared():
+    batch = {"rows": jnp.arange(12).reshape(6, 2), "one": jnp.asarray([7])}
+    parts = split_batch(batch, 3)
+    assert parts["rows"][:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
+    assert parts["one"].tolist() == [[7], [7], [7]]
+    assert split_batch({"one": jnp.asarray([7])}, 1)["one"].tolist() == [[7]]
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 12])
+def test_accumulated_update_is_that_of_the_whole_batch(accumulation):
+    (state, whole), (_, in_parts) = (
+        make(noisy=True, accumulation=parts) for parts in (1, accumulation)
+    )
+    one, of_one = whole(state, many_rows())
+    many, of_many = in_parts(state, many_rows())
+    for name in ("loss", "grad_norm", "learning_rate"):
+        assert float(of_many[name]) == pytest.approx(float(of_one[name]), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(one.opt_state), jax.tree.leaves(many.opt_state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert int(many.step) == 1
+    # State that is not trained passes through each part; metrics are their means.
+    assert (int(one.extra["batches"]), int(many.extra["batches"])) == (1, accumulation)
+    assert float(of_many["rows"]) == 12 / accumulation
+
+
+def test_draws_of_the_parts_differ_where_they_are_not_of_an_example():
+    state, step_fn = make(accumulation=2)
+    _, metrics = step_fn(state, many_rows())
+    keys = [jax.random.fold_in(jax.random.key(0), number) for number in (0, 1)]
+    expected = [float(jax.random.uniform(Rng(key, 0).key(Stream.DROP_PATH))) for key in keys]
+    assert expected[0] != expected[1]
+    assert float(metrics["DROP_PATH"]) == pytest.approx(sum(expected) / 2)
+
+
+@pytest.mark.parametrize("row", [0, 5])
+def test_one_bad_part_skips_the_whole_update(row):
+    state, step_fn = make(accumulation=3)
+    batch = many_rows()
+    batch["x"][row] = np.inf
+    new, metrics = step_fn(state, batch)
+    assert unchanged_part(new) == unchanged_part(state)
+    assert float(metrics["nonfinite_steps"]) == 1.0
+
+
+def test_average_follows_the_parameters_and_a_skipped_update_leaves_it():
+    state, step_fn = make(optax.identity(), averaged=True, ema_decay=0.75)
+    assert bits(state.ema) == bits(state.params)
+    first, _ = step_fn(state, GOOD)
+    second, _ = step_fn(first, GOOD)
+    by_hand = 0.75 * (0.75 * np.array([3.0, 5.0]) + 0.25 * np.asarray(first.params["w"]))
+    by_hand += 0.25 * np.asarray(second.params["w"])
+    np.testing.assert_allclose(second.ema["w"], by_hand, rtol=1e-6)
+    skipped, _ = step_fn(second, BAD_LOSS)
+    assert bits(skipped.ema) == bits(second.ema)
+    assert second.best_params() is second.ema
+    assert make()[0].best_params() is not None
+
+
+def test_average_does_not_change_what_is_trained():
+    (plain, plain_step), (averaged, averaged_step) = make(), make(averaged=True, ema_decay=0.9)
+    for _ in range(3):
+        plain, _ = plain_step(plain, GOOD)
+        averaged, _ = averaged_step(averaged, GOOD)
+    assert unchanged_part(plain) == unchanged_part(averaged)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mae_jax.data.sources import EVAL_SPLITS, is_training
@@ -130,7 +130,14 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
+    return entry.name.lower().endswith(EXTENSIONS) and _leads_to(entry.is_file)
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link to itself, or through a folder that may not be entered
+        return False
 
 
 def _descend(folder: str) -> str:
@@ -138,7 +145,7 @@ def _descend(folder: str) -> str:
     while (real := os.path.realpath(folder)) not in seen:
         seen.add(real)
         entries = _entries(folder)
-        folders = [entry.path for entry in entries if entry.is_dir()]
+        folders = [entry.path for entry in entries if _leads_to(entry.is_dir)]
         if len(folders) != 1 or any(map(_is_image, entries)):
             break
         folder = folders[0]
@@ -152,7 +159,7 @@ def _scan(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterabl
     for entry in _entries(folder):
         if _is_image(entry):
             yield prefix + entry.name
-        elif entry.is_dir():
+        elif _leads_to(entry.is_dir):
             yield from _scan(entry.path, f"{prefix}{entry.name}/", (*above, real))
 
 

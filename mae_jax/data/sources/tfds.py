@@ -1,8 +1,9 @@
-"""A set of TensorFlow Datasets that is prepared as array_record, read without TensorFlow.
+"""A set of TensorFlow Datasets, prepared as array_record or TFRecord, read without TensorFlow.
 
 `data.path` is a TFDS name (`imagenet2012`, `name/config:1.0.0`) in the usual data folder
 (`TFDS_DATA_DIR`, else `~/tensorflow_datasets`), or the folder of a prepared set. Images arrive as
-the bytes that were stored; EXIF rotation is not applied, as TFDS does not. Prepare a set once with
+the bytes that were stored; EXIF rotation is not applied, as TFDS does not. TFRecord files must be
+local, and are looked through when they are opened. Prepare a set once with
 
     import tensorflow_datasets as tfds
     tfds.builder("imagenet2012", file_format="array_record").download_and_prepare()
@@ -10,10 +11,12 @@ the bytes that were stored; EXIF rotation is not applied, as TFDS does not. Prep
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from typing import Any
 
+from mae_jax.data.sources import tfrecord
 from mae_jax.errors import ConfigError
 
 
@@ -63,8 +66,8 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> TfdsSource:
       held_out: not used; the splits are those of the set.
 
     Raises:
-      ConfigError: if there is no such set or split, if it is not prepared, or prepared as TFRecord,
-        which has no random access, or if it has no feature `image`.
+      ConfigError: if there is no such set or split, if it is not prepared, or in a format without
+        random access, if a TFRecord file is damaged, or if there is no feature `image`.
     """
     del held_out
     import tensorflow_datasets as tfds
@@ -77,7 +80,7 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> TfdsSource:
             f" tfds.builder({path!r}, file_format='array_record').download_and_prepare()"
         )
     file_format = builder.info.file_format.value
-    if file_format not in ("array_record", "parquet"):
+    if file_format not in ("array_record", "parquet", "tfrecord"):
         raise ConfigError(
             f"data.path: {name} is prepared as {file_format}, which cannot be read in random order;"
             " prepare it in another data folder with file_format='array_record'"
@@ -86,12 +89,23 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> TfdsSource:
     if "image" not in features:
         raise ConfigError(f"data.path: {name} has no feature image, but {', '.join(features)}")
     try:
-        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        parts = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
         splits = ", ".join(builder.info.splits)
         raise ConfigError(
             f"data.split, data.eval_split: {name} has {splits}, got {split!r}"
         ) from error
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    if file_format == "tfrecord":
+        records: Any = tfrecord.Records(
+            [
+                tfrecord.Part(os.fspath(p.filename), p.skip, p.take, p.examples_in_shard)
+                for p in parts
+            ],
+            functools.partial(features.deserialize_example_np, decoders=decoders),
+        )
+    else:
+        records = builder.as_data_source(split, decoders=decoders)
     label = features["label"] if "label" in list(features) else None
     num_classes = getattr(label, "num_classes", None) or 0
     return TfdsSource(records, f"{name} {split}", num_classes)

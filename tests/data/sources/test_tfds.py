@@ -1,74 +1,41 @@
 """Sets of TensorFlow Datasets, prepared here without TensorFlow."""
 
-import io
 import os
 import pickle
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from mae_jax.data import loader, transforms
 from mae_jax.data.sources import open_source
 from mae_jax.errors import ConfigError
+from tests import tfds_sets
 from tests.helpers import ROOT, SHRINK, overrides, run
-
-SIZES = {"train": 20, "validation": 16}
-
-
-def jpeg(number: int) -> bytes:
-    file = io.BytesIO()
-    pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((80, 60)).save(file, format="JPEG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Prepare 20 + 16 JPEGs as `imagenet2012`, which hides the class that TFDS has of that name."""
-    import tensorflow_datasets as tfds
-
-    class Imagenet2012(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("5.1.0")
-
-        def _info(self):
-            names = [f"n{number:08d}" for number in range(1000)]
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(encoding_format="jpeg"),
-                        "label": tfds.features.ClassLabel(names=names),
-                        "file_name": tfds.features.Text(),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-            )
-
-        def _split_generators(self, dl_manager):
-            return {name: self._generate_examples(count) for name, count in SIZES.items()}
-
-        def _generate_examples(self, count):
-            for number in range(count):
-                image = io.BytesIO(jpeg(number))
-                yield number, {"image": image, "label": number % 7, "file_name": f"{number}.JPEG"}
-
     folder = tmp_path_factory.mktemp("tfds")
-    builder = Imagenet2012(data_dir=str(folder), file_format="array_record")
-    builder.download_and_prepare()
+    tfds_sets.prepare(folder)
     return folder
 
 
 @pytest.fixture
 def prepared(data_dir):
-    return str(data_dir / "imagenet2012" / "5.1.0")
+    return str(data_dir / "imagenet2012" / tfds_sets.VERSION)
+
+
+@pytest.fixture(scope="module")
+def rewritten(data_dir, tmp_path_factory):
+    """The same set as TFRecord."""
+    folder = tmp_path_factory.mktemp("tfrecord") / "imagenet2012" / tfds_sets.VERSION
+    return str(tfds_sets.as_tfrecord(data_dir / "imagenet2012" / tfds_sets.VERSION, folder))
 
 
 def test_records_are_the_stored_bytes_and_labels(prepared):
     source = open_source("tfds", "train", path=prepared)
     assert len(source) == 20
     assert source.num_classes == 1000
-    stored = {jpeg(number): number % 7 for number in range(20)}
+    stored = {tfds_sets.jpeg(number): number % 7 for number in range(20)}
     read = {source[i]["image"]: source[i]["label"] for i in range(20)}
     assert read == stored
     assert source.describe(3) == "record 3 of imagenet2012/5.1.0 train"
@@ -110,14 +77,47 @@ def test_what_cannot_be_read_is_refused_in_one_line(prepared, path, split, messa
     assert "\n" not in str(error.value)
 
 
-def test_tfrecord_is_refused_with_what_to_do(prepared, monkeypatch):
+def test_a_format_without_random_access_is_refused_with_what_to_do(prepared, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(
-        tfds.core.DatasetInfo, "file_format", property(lambda _: tfds.core.FileFormat.TFRECORD)
+        tfds.core.DatasetInfo, "file_format", property(lambda _: tfds.core.FileFormat.RIEGELI)
     )
-    with pytest.raises(ConfigError, match=r"prepared as tfrecord.*file_format='array_record'"):
+    with pytest.raises(ConfigError, match=r"prepared as riegeli.*file_format='array_record'"):
         open_source("tfds", "train", path=prepared)
+
+
+class TestTfRecord:
+    @pytest.mark.parametrize(
+        "split", ["train", "validation", "train[:50%]", "train[5:-2]", "train[3:4]"]
+    )
+    def test_it_gives_what_array_record_gives(self, prepared, rewritten, split):
+        source, expected = (open_source("tfds", split, path=p) for p in (rewritten, prepared))
+        assert len(source) == len(expected) > 0
+        assert [source[i] for i in range(len(source))] == [expected[i] for i in range(len(source))]
+        assert source.num_classes == expected.num_classes
+        assert source.describe(0) == expected.describe(0)
+        assert source.fingerprint() == expected.fingerprint()
+
+    def test_an_unknown_split_is_refused(self, rewritten):
+        with pytest.raises(ConfigError, match="has train, validation, got 'test'"):
+            open_source("tfds", "test", path=rewritten)
+
+    def test_batches_are_those_of_array_record(self, prepared, rewritten):
+        first, second = (
+            next(
+                loader.train_batches(
+                    pickle.loads(pickle.dumps(open_source("tfds", "train", path=path))),
+                    transforms.eval_transform((32, 32)),
+                    channels=3,
+                    batch_size=20,
+                    seed=0,
+                )
+            )
+            for path in (prepared, rewritten)
+        )
+        assert first["image"].tobytes() == second["image"].tobytes()
+        assert first["label"].tolist() == second["label"].tolist()
 
 
 def test_the_imagenet_configs_read_it_by_name_without_tensorflow(data_dir, tmp_path):

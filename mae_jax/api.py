@@ -1,0 +1,271 @@
+"""A pre-trained model for those who do not run our trainer: load, prepare images, mask, draw.
+
+Example:
+    model = mae_jax.api.load("runs/demo")
+    images = model.prepare(["a.png", "b.jpg"])
+    picture = model.reconstruct(images, model.plan(len(images), mask_ratio=0.9))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+import mae_jax
+from mae_jax import build
+from mae_jax.data.transforms import BadExample, Decode, eval_transform
+from mae_jax.errors import ConfigError
+from mae_jax.nn import masking
+from mae_jax.tasks import pictures
+from mae_jax.tasks.pretrain import PretrainTask
+from mae_jax.train.checkpoint import Checkpoints
+from mae_jax.types import MaskPlan, Params, Rng, Stream
+
+EncodedImage: TypeAlias = epath.PathLike | bytes | np.ndarray
+"""A path (a bucket's too), the bytes of an image file, or uint8 [H, W] or [H, W, C]."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A model out of a checkpoint. Its methods compile once for each shape they meet.
+
+    Attributes:
+      config: the configuration it was trained with, locked.
+      step: the step of the checkpoint.
+      module: the linen module of the method.
+      params: float32 parameters, `encoder` and `decoder`, on one device.
+      task: the method with the normalisation of its input.
+      averaged: whether `params` are the moving average of the run's parameters.
+    """
+
+    config: ConfigDict = dataclasses.field(repr=False)
+    step: int
+    module: nn.Module = dataclasses.field(repr=False)
+    params: Params = dataclasses.field(repr=False)
+    task: PretrainTask = dataclasses.field(repr=False)
+    averaged: bool = False
+
+    def prepare(self, images: Sequence[EncodedImage] | np.ndarray) -> np.ndarray:
+        """Decode, resize and crop images as the run's evaluation does; EXIF rotation is applied.
+
+        Args:
+          images: of any sizes, or one array [B, H, W, C].
+
+        Returns:
+          uint8 [B, H, W, C] of the model's size.
+
+        Raises:
+          BadExample: if one cannot be read; names it.
+          ConfigError: if encoded images cannot have the model's number of channels.
+        """
+        if isinstance(images, (str, bytes, os.PathLike)) or getattr(images, "ndim", 4) != 4:
+            raise ConfigError(
+                "images: expected a list of images, or an array [B, H, W, C], got one"
+            )
+        data = self.config.data
+        decode = Decode(data.channels, exif=True)
+        transform = eval_transform(data.image_size, crop_fraction=data.crop_fraction)
+        nothing_random = np.random.default_rng(0)
+        prepared = []
+        for number, image in enumerate(images):
+            is_path = isinstance(image, (str, os.PathLike))
+            try:
+                encoded = epath.Path(image).expanduser().read_bytes() if is_path else image
+                prepared.append(transform(decode(encoded), nothing_random))
+            except OSError as error:
+                raise BadExample(f"{image!s}: {error.strerror or error}") from error
+            except BadExample as error:
+                name = str(image) if is_path else f"image {number}"
+                raise BadExample(f"{name}: {error}") from error
+        size = (*data.image_size, data.channels)
+        return np.stack(prepared) if prepared else np.zeros((0, *size), np.uint8)
+
+    def plan(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        mask_ratio: float | None = None,
+        sampling: str | None = None,
+        noise: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+    ) -> MaskPlan:
+        """Choose the patches to hide.
+
+        Args:
+          batch_size: B.
+          seed: of the draw. Row r does not depend on B.
+          mask_ratio: share of patches to hide; None: that of training.
+          sampling: `model.mask_sampling` to draw with; None: that of training.
+          noise: float [B, N] in place of `seed`, with random sampling alone: the patches with the
+            smallest noise are kept.
+          mask: the caller's own, bool or 0/1, 1 = hidden, in place of all else: [N] or
+            [rows, columns] for all images, or [B, N] or [B, rows, columns] with equally many
+            ones for each image.
+
+        Raises:
+          ConfigError: if the ratio, the sampling or the mask does not fit the model.
+        """
+        if mask is not None:
+            return self._plan_of(np.asarray(mask), batch_size)
+        changes = {"mask_ratio": mask_ratio, "mask_sampling": sampling}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        module = self.module
+        if changes:  # built anew, so that what does not fit is refused as in training
+            config = self.config.copy_and_resolve_references().unlock()
+            config.model.update(changes)
+            module = build.build_model(config)
+        key = Rng(jax.random.key(seed), 0).key(Stream.EVAL_MASK)
+        return _plan(module, key, batch_size, None if noise is None else jnp.asarray(noise))
+
+    def _plan_of(self, mask: np.ndarray, batch_size: int) -> MaskPlan:
+        grid = self.module.unit.grid_size
+        count = self.module.unit.count
+        flat = mask.reshape(*mask.shape[:-2], count) if mask.shape[-2:] == grid else mask
+        if flat.ndim not in (1, 2) or flat.shape[-1] != count:
+            raise ConfigError(
+                f"mask: expected [{count}], [{grid[0]}, {grid[1]}] or one such for each image,"
+                f" got shape {list(mask.shape)}"
+            )
+        rows = flat.reshape(-1, count)
+        if len(rows) not in (1, batch_size):
+            raise ConfigError(f"mask: expected 1 or {batch_size} masks, got {len(rows)}")
+        return masking.plan_of_mask(rows)
+
+    def reconstruct(self, images: np.ndarray, plan: MaskPlan) -> np.ndarray:
+        """Return what the decoder makes of the patches that are kept, for every patch.
+
+        A model that was trained on normalised patches (`model.norm_pix_loss`) gives their pattern
+        alone: each gets the true mean and deviation of its pixels.
+
+        Args:
+          images: uint8 [B, H, W, C], as `prepare` returns them.
+          plan: as `plan` returns it.
+
+        Returns:
+          float32 [B, H, W, C], the pixels over 255; not cut to [0, 1].
+        """
+        mean, std = (np.asarray(x, np.float32) for x in (self.task.mean, self.task.std))
+        return self._call("reconstruct", images, plan) * std + mean
+
+    def panels(self, images: np.ndarray, plan: MaskPlan) -> dict[str, np.ndarray]:
+        """Return the columns of a picture, as `pictures/step_N.png` has them.
+
+        Args:
+          images: uint8 [B, H, W, C], as `prepare` returns them.
+          plan: as `plan` returns it.
+
+        Returns:
+          uint8 [B, H, W, 3] by name: `masked`, `reconstruction`, `pasted` (the reconstruction of
+          hidden patches, the true pixels elsewhere) and `original`.
+        """
+        return {
+            name: pictures.to_uint8(panel.images, self.task.mean, self.task.std, panel.hidden)
+            for name, panel in self._call("panels", images, plan).items()
+        }
+
+    def _call(self, name: str, images: np.ndarray, plan: MaskPlan) -> Any:
+        """Return what the method's function `name` makes of images, on the host."""
+        images = np.asarray(images)
+        expected = (*self.config.data.image_size, self.config.data.channels)
+        if images.dtype != np.uint8 or images.shape[1:] != expected or not len(images):
+            raise ConfigError(
+                f"images: expected uint8 [B, {', '.join(map(str, expected))}], as prepare returns"
+                f" them, got {images.dtype} {list(images.shape)}"
+            )
+        return jax.device_get(_apply(self.task, name, self.params, {"image": images}, plan))
+
+
+# Compiled as wholes: operation by operation takes longer, for each has to be compiled as well.
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _plan(module: Any, key: jax.Array, batch_size: int, noise: jax.Array | None) -> MaskPlan:
+    return module.plan(key, batch_size, noise)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(task: PretrainTask, name: str, params: Params, batch: Any, plan: MaskPlan) -> Any:
+    return task.call(name, params, batch, plan)
+
+
+def load(checkpoint: epath.PathLike, *, averaged: bool | None = None) -> Pretrained:
+    """Load the model of a run, without the optimiser's state and without its config file.
+
+    Args:
+      checkpoint: a work folder or its `checkpoints` (the newest step), or the folder of one step,
+        `.../checkpoints/1860`. A bucket works.
+      averaged: take the moving average of the parameters; None: where the run has kept one.
+
+    Raises:
+      ConfigError: if there is no such folder, no checkpoint in it, no average, or what is stored
+        does not fit this version of the library.
+    """
+    folder, step = _locate(epath.Path(checkpoint).expanduser())
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        step = checkpoints.latest_step() if step is None else step
+        if step is None:
+            raise ConfigError(f"{checkpoint}: expected a run or its checkpoints, got no checkpoint")
+        where = checkpoints.path(step)
+        meta = checkpoints.read_json(step, "meta")
+        config = config_of(meta["config"])
+        try:
+            module = build.build_model(config)
+            task = build.build_task(config, module)
+            target = _abstract_params(task, config)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"{where}: written by mae_jax {meta.get('mae_jax')}, it does not fit version"
+                f" {mae_jax.__version__}: {reason}"
+            ) from error
+        if averaged is None:
+            averaged = checkpoints.has_average(step)
+        elif averaged and not checkpoints.has_average(step):
+            raise ConfigError(f"{where}: holds no averaged parameters (optimizer.ema_decay)")
+        params = checkpoints.restore_params(step, target, averaged=averaged)
+    finally:
+        checkpoints.close()
+    return Pretrained(config, step, module, params, task, averaged)
+
+
+def config_of(stored: Mapping[str, Any]) -> ConfigDict:
+    """Return a configuration as it was before it became JSON: tuples for lists, locked."""
+
+    def value_of(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: value_of(child) for name, child in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ConfigDict(value_of(stored)).lock()
+
+
+def _locate(path: epath.Path) -> tuple[epath.Path, int | None]:
+    """Return the folder of the checkpoints and the step that was asked for, None: the newest."""
+    if not path.is_dir():
+        raise ConfigError(f"{path}: expected the folder of a run or a checkpoint, got none there")
+    if (path / "checkpoints").is_dir():
+        return path / "checkpoints", None
+    absolute = path if "://" in str(path) else epath.Path(os.path.abspath(path))
+    if absolute.name.isdigit() and (path / "params").is_dir():
+        return absolute.parent, int(absolute.name)
+    return path, None
+
+
+def _abstract_params(task: PretrainTask, config: ConfigDict) -> Params:
+    """Return the shapes of the parameters, all on the first device of this process."""
+    images = jax.ShapeDtypeStruct((1, *config.data.image_size, config.data.channels), jnp.uint8)
+    shapes, _ = jax.eval_shape(task.init, jax.random.key(0), {"image": images})
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+    )

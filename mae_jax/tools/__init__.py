@@ -1,0 +1,1 @@
+"""Programs beside training: `python -m mae_jax.tools.NAME --help`."""

@@ -1,0 +1,195 @@
+"""One picture of images under several masks: read the images, read the masks, lay them out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import glob
+import io
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from mae_jax import api
+from mae_jax.data.sources.folder import EXTENSIONS
+from mae_jax.data.transforms import BadExample, Decode
+from mae_jax.errors import ConfigError
+from mae_jax.tasks import pictures
+
+WHITE = 128  # of 255: a pixel of a mask that is at least as bright hides
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way of hiding patches.
+
+    Attributes:
+      caption: says which.
+      fields: of `api.Pretrained.plan`.
+    """
+
+    caption: str
+    fields: dict[str, Any]
+
+
+def write(flags: argparse.Namespace) -> None:
+    """Draw what the flags of `mae_jax.tools.visualize` ask for and say where it is.
+
+    Raises:
+      ConfigError: if the checkpoint, the masks or all images are no good.
+    """
+    model = api.load(flags.checkpoint)
+    chosen = variants(model, flags.mask, flags.mask_ratio, flags.seed)
+    paths = image_paths(flags.images)
+    images = read_images(model, paths, flags.limit)
+    if next(paths, None) is not None:
+        print(f"the first {len(images)} images; --limit=N takes more")
+    picture = compare(model, images, chosen)
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, "PNG")
+    out = epath.Path(flags.out).expanduser()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(encoded.getvalue())
+    except OSError as error:
+        raise ConfigError(f"--out={flags.out}: {error.strerror or error}") from error
+    weights = ", averaged weights" if model.averaged else ""
+    print(f"{out}: {len(images)} image(s), {len(chosen)} mask(s), step {model.step}{weights}")
+
+
+def image_paths(words: Sequence[str]) -> Iterator[str]:
+    """Yield the files that words of a command line stand for, in order; looks no further ahead.
+
+    A word is a file, a folder (its images at any depth, by name), a pattern with `*`, `?` or `[]`,
+    or several of them with commas between.
+    """
+    for word in words:
+        for part in [word] if os.path.exists(os.path.expanduser(word)) else word.split(","):
+            path = os.path.expanduser(part)
+            if os.path.isdir(path):
+                yield from _images_below(path)
+            elif not os.path.exists(path) and glob.has_magic(path):
+                yield from sorted(glob.glob(path)) or [path]
+            else:
+                yield path
+
+
+def _images_below(folder: str) -> Iterator[str]:
+    """Yield images one by one: a folder may hold a million."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield os.path.join(parent, name)
+
+
+def read_images(model: api.Pretrained, paths: Iterator[str], limit: int) -> np.ndarray:
+    """Return the first `limit` images that can be read, uint8 [B, H, W, C]; name the others.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    images: list[np.ndarray] = []
+    tried = 0
+    for path in paths:
+        tried += 1
+        try:
+            images.append(model.prepare([path])[0])
+        except BadExample as error:
+            print(f"left out: {error}", file=sys.stderr)
+        if len(images) == limit:
+            break
+    if not images:
+        raise ConfigError(f"--images: expected images, got {tried} file(s) and none can be read")
+    return np.stack(images)
+
+
+def variants(
+    model: api.Pretrained,
+    masks: Sequence[str] | None,
+    ratios: Sequence[float] | None,
+    seeds: Sequence[int],
+) -> list[Variant]:
+    """Return every combination of samplings, ratios and seeds, and each mask of a file once.
+
+    Args:
+      model: says what is taken where nothing was asked for.
+      masks: names of samplings and files; a file's name has a dot or a slash.
+      ratios: shares to hide.
+      seeds: of the draws.
+
+    Raises:
+      ConfigError: if a file is no mask.
+    """
+    chosen: dict[str, Variant] = {}
+    masks = masks or [model.config.model.get("mask_sampling", "random")]
+    basenames = [os.path.basename(mask) for mask in masks]
+    for mask, basename in zip(masks, basenames, strict=True):
+        if "." in mask or "/" in mask:
+            array = read_mask(mask, model.module.unit.grid_size)
+            name = basename if basenames.count(basename) == 1 else mask
+            chosen[mask] = Variant(f"{name} {100 * array.mean():.3g}%", {"mask": array})
+            continue
+        for ratio, seed in itertools.product(ratios or [model.config.model.mask_ratio], seeds):
+            caption = f"{mask} {100 * ratio:g}% seed {seed}"
+            fields = {"sampling": mask, "mask_ratio": ratio, "seed": seed}
+            chosen[caption] = Variant(caption, fields)
+    return list(chosen.values())
+
+
+def read_mask(path: str, grid_size: tuple[int, int]) -> np.ndarray:
+    """Return the mask that a file holds, 1 = hidden.
+
+    An image is stretched over the picture as the model sees it, cropped and resized; white hides: a
+    patch is hidden if at least half of it is. An array of 0 and 1 is taken as it is.
+
+    Raises:
+      ConfigError: if it cannot be read.
+    """
+    path = os.path.expanduser(path)
+    try:
+        if path.endswith(".npy"):
+            array = np.load(path, allow_pickle=False)
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"got an array of {array.dtype}")
+            return array
+        with open(path, "rb") as file:
+            grey = Decode(1, exif=True)(file.read())[..., 0]
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise ConfigError(f"--mask={path}: expected an image or a .npy array, {reason}") from error
+    white = Image.fromarray((grey >= WHITE).astype(np.float32))
+    share = white.resize((grid_size[1], grid_size[0]), Image.Resampling.BOX)
+    return (np.asarray(share) > 0.5 - 1e-6).astype(np.uint8)  # half, but for rounding
+
+
+def compare(model: api.Pretrained, images: np.ndarray, chosen: Sequence[Variant]) -> np.ndarray:
+    """Lay out images under masks, uint8 [height, width, 3].
+
+    One mask gives the columns of `pictures/step_N.png`. Several give the original, and for each
+    mask what is seen and what comes of it.
+
+    Raises:
+      ConfigError: if a mask does not fit the model.
+    """
+    captions = model.module.panel_captions()
+    columns: dict[str, np.ndarray] = {}
+    for variant in chosen:
+        try:
+            plan = model.plan(len(images), **variant.fields)
+        except ConfigError as error:
+            raise ConfigError(f"--mask: {variant.caption}: {error}") from error
+        panels = model.panels(images, plan)
+        if len(chosen) == 1:
+            captions["masked"] = f"masked: {variant.caption}"
+            return pictures.grid({caption: panels[name] for name, caption in captions.items()})
+        columns[captions["original"]] = panels["original"]
+        columns[variant.caption] = panels["masked"]
+        columns[f"{captions['reconstruction']} + visible, {variant.caption}"] = panels["pasted"]
+    return pictures.grid(columns)
