@@ -102,6 +102,10 @@ class Method(Protocol):
         """Predict what `plan` hides; `batch` holds normalised float32 images."""
         ...
 
+    def encode(self, batch: Batch, plan: MaskPlan | None = None) -> jax.Array:
+        """Return float32 [B, T, D], the encoder's tokens of what `plan` keeps, or of all."""
+        ...
+
     def features(self, batch: Batch) -> jax.Array:
         """Return float32 [B, D], the mean of the encoder's patch tokens with nothing hidden."""
         ...

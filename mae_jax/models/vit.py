@@ -48,6 +48,7 @@ class ViTEncoder(nn.Module):
       positions: "fixed" (sine-cosine table, no variable) or "learned" (a parameter that starts
         as that table, with a row of zeros in front for the class token).
       drop_path_rate: of the last block; grows linearly from 0 at the first.
+      final_norm: norm the tokens at the end; a classifier by mean pooling norms later.
 
     Source: MAE, arXiv 2111.06377, section 3; facebookresearch/mae `forward_encoder`.
     """
@@ -60,6 +61,7 @@ class ViTEncoder(nn.Module):
     use_cls_token: bool = True
     positions: str = "fixed"
     drop_path_rate: float = 0.0
+    final_norm: bool = True
     dtype: Dtype = jnp.float32
     attention: AttentionFn = jax.nn.dot_product_attention
 
@@ -82,8 +84,8 @@ class ViTEncoder(nn.Module):
           drop_path_rng: key of drop path; None: none (evaluation).
 
         Returns:
-          [B, c + K, D] in `dtype` after the final norm, in the order given; c = 1 with a class
-          token, which comes first, else 0.
+          [B, c + K, D] in `dtype`, after the final norm if there is one, in the order given; c = 1
+          with a class token, which comes first, else 0.
         """
         x = TokenDense(
             self.embed_dim,
@@ -116,7 +118,7 @@ class ViTEncoder(nn.Module):
                 attention=self.attention,
                 name=f"block_{i:02d}",
             )(x, None if drop_path_rng is None else jax.random.fold_in(drop_path_rng, i))
-        return layer_norm(self.dtype, "norm")(x)
+        return layer_norm(self.dtype, "norm")(x) if self.final_norm else x
 
     def _position_table(self) -> jax.Array:
         """Return float32 [c + N, D]; row 0 belongs to the class token and starts as zeros."""

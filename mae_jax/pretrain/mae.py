@@ -135,10 +135,24 @@ class MaskedAutoencoder(nn.Module):
             output = denormalize_units(output, units)
         return self.unit.join(output)
 
+    def encode(self, batch: Batch, plan: MaskPlan | None = None) -> jax.Array:
+        """Return the tokens of the units that `plan` keeps, of all without a plan.
+
+        Returns:
+          float32 [B, c + K, D] after the final norm, in the order of `plan.ids_keep`, or [B, c + N,
+          D] in raster order; c = 1 with a class token, which comes first, else 0.
+        """
+        units = self.unit.split(batch["image"])
+        if plan is None:
+            tokens = self.encoder.encode_all(units)
+        else:
+            masking.check_plan(plan, len(units), self.unit.count)
+            tokens = self.encoder(masking.take(units, plan.ids_keep), plan.ids_keep)
+        return tokens.astype(jnp.float32)
+
     def features(self, batch: Batch) -> jax.Array:
         """Return float32 [B, D]: the mean of all patch tokens after the final norm."""
-        tokens = self.encoder.encode_all(self.unit.split(batch["image"]))
-        return self.encoder.patch_tokens(tokens).astype(jnp.float32).mean(axis=1)
+        return self.encoder.patch_tokens(self.encode(batch)).mean(axis=1)
 
     def panels(self, batch: Batch, plan: MaskPlan) -> dict[str, Panel]:
         """Return the four columns of MAE's figures."""

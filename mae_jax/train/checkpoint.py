@@ -83,6 +83,16 @@ class Checkpoints:
         self._pending.append(step)
         return step
 
+    def save_params(self, params: Params, *, meta: dict[str, Any], step: int = 0) -> None:
+        """Save parameters alone, as a step from which no run resumes; returns when it is there."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta)
+            ),
+        )
+        self._manager.wait_until_finished()
+
     def committed(self, *, wait: bool = False) -> list[int]:
         """Return the steps committed since the last call; with `wait`, when all are."""
         # A save waits for the one before it, so all but the last are there.
