@@ -28,11 +28,13 @@ INSTALL_REQUIRES = [
     # No bounds from here on: we use small, long-standing parts of these.
     "absl-py",
     "chex",
+    "flatbuffers",  # jax.export writes programs with it
     "importlib_resources",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
     "etils[epath]",  # paths that may be a bucket
     "ml-collections",
     "numpy",
     "Pillow",  # decodes images, draws pictures
+    "safetensors",  # weights of timm and transformers
     "tensorboardX",  # writes event files without TensorFlow
     "tensorflow-datasets",  # reads array_record files; does not pull TensorFlow in
     "tqdm",
@@ -50,6 +52,7 @@ EXTRAS_REQUIRE = {
     "cuda": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "gcs": ["gcsfs"],  # work folders and data on gs://
+    "convert": ["torch"],  # reads and writes weights in .pth files
     # Other people's implementations that the `oracle` tests compare numbers with. Pinned exactly:
     # another version may name its parameters, or round, another way.
     "oracle": ["torch==2.13.0", "transformers==5.23.0"],

@@ -3,7 +3,9 @@
 Example:
     model = mae_jax.api.load("runs/demo")
     images = model.prepare(["a.png", "b.jpg"])
+    features = model.features(images)
     picture = model.reconstruct(images, model.plan(len(images), mask_ratio=0.9))
+    classifier, params = model.classifier(num_classes=10)
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ import mae_jax
 from mae_jax import build
 from mae_jax.data.transforms import BadExample, Decode, eval_transform
 from mae_jax.errors import ConfigError
+from mae_jax.models.classifier import POOLINGS, Classifier
+from mae_jax.models.transfer import make_classifier, transfer_encoder
 from mae_jax.nn import masking
 from mae_jax.tasks import pictures
-from mae_jax.tasks.pretrain import PretrainTask
+from mae_jax.tasks.inputs import ImageModel
 from mae_jax.train.checkpoint import Checkpoints
 from mae_jax.types import MaskPlan, Params, Rng, Stream
 
@@ -42,9 +46,10 @@ class Pretrained:
     Attributes:
       config: the configuration it was trained with, locked.
       step: the step of the checkpoint.
-      module: the linen module of the method.
-      params: float32 parameters, `encoder` and `decoder`, on one device.
-      task: the method with the normalisation of its input.
+      module: the linen module: a method, `mae_jax.types.Method`, or a `Classifier`.
+      params: float32 parameters on one device: `encoder`, and `decoder` or `head` where the
+        checkpoint has them.
+      task: the module with the normalisation of its input.
       averaged: whether `params` are the moving average of the run's parameters.
     """
 
@@ -52,7 +57,7 @@ class Pretrained:
     step: int
     module: nn.Module = dataclasses.field(repr=False)
     params: Params = dataclasses.field(repr=False)
-    task: PretrainTask = dataclasses.field(repr=False)
+    task: ImageModel = dataclasses.field(repr=False)
     averaged: bool = False
 
     def prepare(self, images: Sequence[EncodedImage] | np.ndarray) -> np.ndarray:
@@ -116,6 +121,7 @@ class Pretrained:
         Raises:
           ConfigError: if the ratio, the sampling or the mask does not fit the model.
         """
+        self._needs_method("plan")
         if mask is not None:
             return self._plan_of(np.asarray(mask), batch_size)
         changes = {"mask_ratio": mask_ratio, "mask_sampling": sampling}
@@ -142,6 +148,109 @@ class Pretrained:
             raise ConfigError(f"mask: expected 1 or {batch_size} masks, got {len(rows)}")
         return masking.plan_of_mask(rows)
 
+    def encode(self, images: np.ndarray, plan: MaskPlan | None = None) -> np.ndarray:
+        """Return the encoder's tokens of the patches that are kept, of all without a plan.
+
+        Args:
+          images: uint8 [B, H, W, C], as `prepare` returns them.
+          plan: as `plan` returns it; None: nothing is hidden.
+
+        Returns:
+          float32 [B, c + K, D] after the final norm, in the order of `plan.ids_keep`, or
+          [B, c + N, D] in raster order; c = 1 with a class token, which comes first, else 0.
+
+        Raises:
+          ConfigError: of a classifier, whose tokens have no final norm.
+        """
+        self._needs_method("encode")
+        return self._call("encode", images, plan)
+
+    def features(
+        self, images: np.ndarray, plan: MaskPlan | None = None, *, pool: str = "mean"
+    ) -> np.ndarray:
+        """Return one vector for each image, float32 [B, D].
+
+        Args:
+          images: uint8 [B, H, W, C], as `prepare` returns them.
+          plan: as `plan` returns it; None: nothing is hidden.
+          pool: "mean" of the patch tokens, or "cls", the class token. Of a classifier it is always
+            what its linear layer sees.
+
+        Raises:
+          ConfigError: if `pool` is unknown, or there is no class token.
+        """
+        if isinstance(self.module, Classifier):
+            return self._call("features", images)
+        if pool not in POOLINGS:
+            raise ConfigError(f"pool {pool!r} is not one of {', '.join(POOLINGS)}")
+        prefix = int(self.module.encoder.use_cls_token)
+        if pool == "cls" and not prefix:
+            raise ConfigError("pool 'cls' needs a class token, model.use_cls_token is False")
+        tokens = self.encode(images, plan)
+        return tokens[:, 0] if pool == "cls" else tokens[:, prefix:].mean(axis=1)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return float32 [B, classes] of a fine-tuned classifier.
+
+        Raises:
+          ConfigError: if this is none.
+        """
+        if not isinstance(self.module, Classifier):
+            raise ConfigError("logits: expected a fine-tuned classifier, got a pre-trained model")
+        return self._call("logits", images)
+
+    def classifier(
+        self,
+        num_classes: int,
+        *,
+        pooling: str = "mean",
+        image_size: tuple[int, int] | None = None,
+        positions: str = "learned",
+        drop_path_rate: float = 0.0,
+        seed: int = 0,
+    ) -> tuple[Classifier, Params]:
+        """Return the encoder with a fresh linear head, to be trained by you.
+
+        Args:
+          num_classes: number of logits.
+          pooling: "mean" of the patch tokens and a norm, or "cls", the class token.
+          image_size: (height, width) if another one; positions are then resized.
+          positions: "learned", as the official fine-tuning has them, or "fixed".
+          drop_path_rate: of the last block.
+          seed: of the head.
+
+        Returns:
+          A module that maps normalised float32 images [B, H, W, C] to logits float32 [B, classes],
+          and its parameters, `encoder` and `head`.
+
+        Raises:
+          ConfigError: if the fields do not fit the encoder.
+        """
+        module = make_classifier(
+            self.module.unit,
+            self.module.encoder,
+            num_classes,
+            pooling=pooling,
+            image_size=image_size,
+            positions=positions,
+            drop_path_rate=drop_path_rate,
+        )
+        images = jnp.zeros((1, *module.unit.image_size, module.unit.channels))
+        fresh = jax.jit(module.init)(jax.random.key(seed), images)["params"]
+        encoder = transfer_encoder(
+            self.params["encoder"], self.module.encoder, module.encoder, fresh["encoder"]
+        )
+        return module, {"encoder": encoder, "head": fresh["head"]}
+
+    def _needs_method(self, what: str) -> None:
+        if isinstance(self.module, Classifier):
+            raise ConfigError(f"{what}: expected a pre-trained model, got a fine-tuned classifier")
+
+    def _needs_decoder(self, what: str) -> None:
+        self._needs_method(what)
+        if "decoder" not in self.params:
+            raise ConfigError(f"{what}: this checkpoint has an encoder and no decoder")
+
     def reconstruct(self, images: np.ndarray, plan: MaskPlan) -> np.ndarray:
         """Return what the decoder makes of the patches that are kept, for every patch.
 
@@ -154,7 +263,11 @@ class Pretrained:
 
         Returns:
           float32 [B, H, W, C], the pixels over 255; not cut to [0, 1].
+
+        Raises:
+          ConfigError: if the checkpoint has no decoder.
         """
+        self._needs_decoder("reconstruct")
         mean, std = (np.asarray(x, np.float32) for x in (self.task.mean, self.task.std))
         return self._call("reconstruct", images, plan) * std + mean
 
@@ -168,14 +281,18 @@ class Pretrained:
         Returns:
           uint8 [B, H, W, 3] by name: `masked`, `reconstruction`, `pasted` (the reconstruction of
           hidden patches, the true pixels elsewhere) and `original`.
+
+        Raises:
+          ConfigError: if the checkpoint has no decoder.
         """
+        self._needs_decoder("panels")
         return {
             name: pictures.to_uint8(panel.images, self.task.mean, self.task.std, panel.hidden)
             for name, panel in self._call("panels", images, plan).items()
         }
 
-    def _call(self, name: str, images: np.ndarray, plan: MaskPlan) -> Any:
-        """Return what the method's function `name` makes of images, on the host."""
+    def _call(self, name: str, images: np.ndarray, *args: Any) -> Any:
+        """Return what the module's function `name` makes of images, on the host."""
         images = np.asarray(images)
         expected = (*self.config.data.image_size, self.config.data.channels)
         if images.dtype != np.uint8 or images.shape[1:] != expected or not len(images):
@@ -183,7 +300,7 @@ class Pretrained:
                 f"images: expected uint8 [B, {', '.join(map(str, expected))}], as prepare returns"
                 f" them, got {images.dtype} {list(images.shape)}"
             )
-        return jax.device_get(_apply(self.task, name, self.params, {"image": images}, plan))
+        return jax.device_get(_apply(self.task, name, self.params, {"image": images}, *args))
 
 
 # Compiled as wholes: operation by operation takes longer, for each has to be compiled as well.
@@ -193,8 +310,8 @@ def _plan(module: Any, key: jax.Array, batch_size: int, noise: jax.Array | None)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(task: PretrainTask, name: str, params: Params, batch: Any, plan: MaskPlan) -> Any:
-    return task.call(name, params, batch, plan)
+def _apply(task: ImageModel, name: str, params: Params, batch: Any, *args: Any) -> Any:
+    return task.call(name, params, batch, *args)
 
 
 def load(checkpoint: epath.PathLike, *, averaged: bool | None = None) -> Pretrained:
@@ -220,8 +337,8 @@ def load(checkpoint: epath.PathLike, *, averaged: bool | None = None) -> Pretrai
         config = config_of(meta["config"])
         try:
             module = build.build_model(config)
-            task = build.build_task(config, module)
-            target = _abstract_params(task, config)
+            task = ImageModel(module, *build.build_normalization(config))
+            target = _abstract_params(module, config, meta.get("parts"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ConfigError(
@@ -261,11 +378,28 @@ def _locate(path: epath.Path) -> tuple[epath.Path, int | None]:
     return path, None
 
 
-def _abstract_params(task: PretrainTask, config: ConfigDict) -> Params:
-    """Return the shapes of the parameters, all on the first device of this process."""
-    images = jax.ShapeDtypeStruct((1, *config.data.image_size, config.data.channels), jnp.uint8)
-    shapes, _ = jax.eval_shape(task.init, jax.random.key(0), {"image": images})
+def _abstract_params(module: nn.Module, config: ConfigDict, parts: Sequence[str] | None) -> Params:
+    """Return the shapes of the parameters, all on the first device of this process.
+
+    Args:
+      module: a method or a classifier.
+      config: of the size of its images.
+      parts: those that the checkpoint has, `encoder` alone for example; None: all.
+    """
+    images = jax.ShapeDtypeStruct((1, *config.data.image_size, config.data.channels), jnp.float32)
+
+    def init(key: jax.Array, images: jax.Array) -> Params:
+        if isinstance(module, Classifier):
+            return module.init(key, images)["params"]
+        batch = {"image": images}
+        return module.init(key, batch, module.plan(key, 1), method="predict")["params"]
+
+    shapes = jax.eval_shape(init, jax.random.key(0), images)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
-    )
+    return {
+        part: jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), subtree
+        )
+        for part, subtree in shapes.items()
+        if parts is None or part in parts
+    }

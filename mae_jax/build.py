@@ -21,6 +21,7 @@ from mae_jax.data.sources import Source, open_source
 from mae_jax.data.transforms import Transform, eval_transform, train_transform
 from mae_jax.errors import ConfigError
 from mae_jax.lookup import find_module
+from mae_jax.models.transfer import make_classifier
 from mae_jax.tasks.evaluators import MaskedError, Pictures, Placement, ReadOuts
 from mae_jax.tasks.pretrain import PretrainTask
 from mae_jax.train import optimizer as optimizers
@@ -39,13 +40,20 @@ DEVICE_FIELDS = ("image", "label", "weight")
 def build_model(config: ConfigDict) -> nn.Module:
     """Return the method that `config.model` names, a module of `mae_jax.pretrain` or a dotted path.
 
+    A configuration that has `model.num_classes` and `model.pooling` as well describes a
+    `Classifier` around the method's encoder.
+
     Raises:
       ConfigError: if there is no such module, or its fields do not fit together.
     """
     fields = config.model.to_dict()
     name = fields.pop("name")
+    head = {k: fields.pop(k) for k in ("num_classes", "pooling") if k in fields}
     module = find_module("model.name", name, "mae_jax.pretrain")
-    return module.make(**fields | {"dtype": compute_dtype(config)})
+    method = module.make(**fields | {"dtype": compute_dtype(config)})
+    if not head:
+        return method
+    return make_classifier(method.unit, method.encoder, positions=config.model.positions, **head)
 
 
 def compute_dtype(config: ConfigDict) -> Any:
@@ -67,12 +75,25 @@ def build_sources(config: ConfigDict) -> tuple[Source, Source]:
 
 
 def build_task(config: ConfigDict, model: nn.Module) -> PretrainTask:
-    """Return what the batches are for."""
+    """Return what the batches are for.
+
+    Raises:
+      ConfigError: if the task is unknown, or the normalisation does not fit the channels.
+    """
     if config.task not in TASKS:
         raise ConfigError(
             f"task {config.task!r} is not one of {', '.join(TASKS)}"
             + suggestion(config.task, TASKS)
         )
+    return PretrainTask(model, *build_normalization(config))
+
+
+def build_normalization(config: ConfigDict) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel.
+
+    Raises:
+      ConfigError: if there is not one for each channel, or a deviation is not positive.
+    """
     for name in ("mean", "std"):
         values = config.data[name]
         if len(values) != config.model.channels:
@@ -82,7 +103,7 @@ def build_task(config: ConfigDict, model: nn.Module) -> PretrainTask:
             )
     if min(config.data.std) <= 0:
         raise ConfigError(f"data.std {config.data.std} must be positive")
-    return PretrainTask(model, config.data.mean, config.data.std)
+    return config.data.mean, config.data.std
 
 
 def build_mesh(config: ConfigDict) -> Mesh:

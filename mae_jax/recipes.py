@@ -25,6 +25,8 @@ def mae_pretrain() -> ConfigDict:
     config.seed = 0
     config.batch_size = 4096
     config.epochs = 800.0
+    # Folder of a run or of converted weights to go on from, with a schedule of one's own.
+    config.init_from = ""
 
     config.model = model = ConfigDict()
     model.name = "mae"

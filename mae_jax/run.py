@@ -22,10 +22,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import mae_jax
-from mae_jax import build
+from mae_jax import api, build
 from mae_jax import config as configs
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Transform
+from mae_jax.errors import ConfigError
+from mae_jax.models.transfer import fill, transfer_encoder
 from mae_jax.tasks.pretrain import PretrainTask
 from mae_jax.train import metrics, sharding
 from mae_jax.train.checkpoint import Checkpoints, abstract_state
@@ -34,7 +36,7 @@ from mae_jax.train.signals import StopRequest
 from mae_jax.train.state import TrainState
 from mae_jax.train.step import Schedule, train_step
 from mae_jax.train.writers import Console, RunWriter
-from mae_jax.types import Evaluator, Rng, Stream
+from mae_jax.types import Evaluator, Params, Rng, Stream
 
 FINISHED, FAILED, STOPPED = 0, 1, 75
 
@@ -146,7 +148,7 @@ def run(config: ConfigDict, request: Request) -> int:
         peak = metrics.peak_flops(list(parts.mesh.devices.flat))
         for line in _summary(config, request, parts, peak):
             console.say(line)
-        state = _start(parts, checkpoints, fingerprint, console)
+        state = _start(parts, checkpoints, fingerprint, config.init_from, console)
         if is_first_process:
             (folder / "config.json").write_text(configs.to_json(config))
         step_fn = _compile(parts, config)
@@ -192,19 +194,50 @@ def run(config: ConfigDict, request: Request) -> int:
 
 
 def _start(
-    parts: Parts, checkpoints: Checkpoints, fingerprint: str, console: Console
+    parts: Parts, checkpoints: Checkpoints, fingerprint: str, init_from: str, console: Console
 ) -> TrainState:
-    """Return the newest state saved, or a fresh one, and say which."""
+    """Return the newest state saved, or a fresh one or one with weights from elsewhere; say which.
+
+    A state that is saved wins over `init_from`: the same command resumes.
+    """
     newest = checkpoints.latest_step()
     if newest is None:
         state = jax.jit(parts.init, out_shardings=_shardings(parts.target))()
-        console.say("started from scratch")
-        return state
+        if not init_from:
+            console.say("started from scratch")
+            return state
+        params, said = _transferred(init_from, state.params, parts)
+        console.say(said)
+        params = jax.device_put(params, _shardings(parts.target.params))
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return state.replace(params=params, ema=ema)
     state = checkpoints.restore(newest, parts.target)
     if checkpoints.read_json(newest, "data")["fingerprint"] != fingerprint:
         console.say("note: the training data are not those of the checkpoint")
     console.say(f"resumed from step {newest}")
     return state
+
+
+def _transferred(init_from: str, fresh: Params, parts: Parts) -> tuple[Params, str]:
+    """Return `fresh` with what the checkpoint `init_from` has of it, and a line that says what.
+
+    The encoder must fit, up to the size of the grid; a decoder that does not fit stays fresh.
+    """
+    source = api.load(init_from)
+    module = parts.task.method
+    encoder = transfer_encoder(
+        source.params["encoder"], source.module.encoder, module.encoder, fresh["encoder"]
+    )
+    params = {**fresh, "encoder": encoder}
+    note = "the encoder; the decoder is fresh, for it has none"
+    if "decoder" in source.params:
+        try:
+            params["decoder"] = fill(fresh["decoder"], source.params["decoder"], "decoder")
+            note = "encoder and decoder"
+        except ConfigError as error:
+            note = f"the encoder; the decoder is fresh: {error}"
+    average = ", averaged" if source.averaged else ""
+    return params, f"started from {init_from} (step {source.step}{average}): {note}"
 
 
 def _evaluators(parts: Parts, config: ConfigDict) -> list[Evaluator]:

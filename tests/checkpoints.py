@@ -58,3 +58,12 @@ def write_checkpoint(
         checkpoints.save(state.replace(step=jnp.int32(step)), data={}, meta=meta)
     checkpoints.close()
     return workdir
+
+
+def write_params(folder: Path, config: ConfigDict, params: dict[str, Any]) -> Path:
+    """Save parameters alone, some parts of a model, as converted weights are kept."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    meta = {"config": config.to_dict(), "mae_jax": "0.0.7", "parts": sorted(params)}
+    checkpoints.save_params(params, meta=meta)
+    checkpoints.close()
+    return folder

@@ -20,7 +20,7 @@ from mae_jax.data.transforms import BadExample
 from mae_jax.errors import ConfigError
 from mae_jax.nn import masking
 from mae_jax.tasks import pictures
-from tests.checkpoints import tiny_config, write_checkpoint
+from tests.checkpoints import tiny_config, write_checkpoint, write_params
 from tests.helpers import saved_arrays, tiny_run
 
 COLOUR = {"model__channels": "3", "data__mean": "0.5,0.4,0.3", "data__std": "0.2,0.25,0.5"}
@@ -295,3 +295,91 @@ def test_parameters_of_another_model_are_refused(tmp_path):
     stored = json.loads(configs.to_json(tiny_config(model__depth="3")))
     workdir = write_checkpoint(tmp_path, tiny_config(), stored=stored)
     assert "cannot restore" in refusal(workdir)
+
+
+@pytest.fixture(scope="module")
+def encoder_alone(model, tmp_path_factory) -> api.Pretrained:
+    """Return a model of which only the encoder was saved, as most released weights are."""
+    folder = tmp_path_factory.mktemp("encoder")
+    config = tiny_config(**COLOUR)
+    write_params(folder, config, {"encoder": model.params["encoder"]})
+    return api.load(folder)
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(model, tmp_path_factory) -> tuple[api.Pretrained, dict]:
+    """Return a classifier that was saved and loaded, and its parameters before."""
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    _, params = model.classifier(5)
+    params["head"] = jax.tree.map(lambda x: x + 0.5, params["head"])
+    config = tiny_config(**COLOUR, model__positions="learned").unlock()
+    config.model.update({"num_classes": 5, "pooling": "mean"})
+    write_params(folder, config, params)
+    return api.load(folder), params
+
+
+def test_tokens_are_those_of_the_kept_patches_or_of_all(model, images):
+    everything = model.encode(images)
+    assert everything.shape == (3, 1 + 49, 16)
+    assert everything.dtype == np.float32
+    plan = model.plan(3, mask_ratio=0.5)
+    kept = model.encode(images, plan)
+    assert kept.shape == (3, 1 + 24, 16)
+    assert np.abs(kept[:, 0] - everything[:, 0]).max() > 1e-3  # they have seen less
+    # All patches in another order are the same tokens in that order.
+    order = np.random.default_rng(0).permutation(49)
+    ids = np.broadcast_to(order, (3, 49)).astype(np.int32)
+    shuffled = model.encode(images, masking.MaskPlan(ids_keep=ids, ids_mask=ids[:, :0]))
+    np.testing.assert_allclose(shuffled[:, 1:], everything[:, 1:][:, order], atol=1e-5)
+
+
+def test_features_are_pooled_tokens(model, images):
+    tokens = model.encode(images)
+    np.testing.assert_allclose(model.features(images), tokens[:, 1:].mean(axis=1), atol=1e-6)
+    np.testing.assert_array_equal(model.features(images, pool="cls"), tokens[:, 0])
+    plan = model.plan(3)
+    seen = model.encode(images, plan)[:, 1:].mean(axis=1)
+    np.testing.assert_allclose(model.features(images, plan), seen, atol=1e-6)
+    with pytest.raises(ConfigError, match="pool 'max' is not one of mean, cls"):
+        model.features(images, pool="max")
+
+
+def test_an_encoder_alone_gives_features_and_no_pictures(encoder_alone, model, images):
+    assert encoder_alone.params.keys() == {"encoder"}
+    np.testing.assert_array_equal(encoder_alone.features(images), model.features(images))
+    plan = encoder_alone.plan(3)
+    for draw in (encoder_alone.reconstruct, encoder_alone.panels):
+        with pytest.raises(ConfigError, match="this checkpoint has an encoder and no decoder"):
+            draw(images, plan)
+    with pytest.raises(ConfigError, match="logits: expected a fine-tuned classifier"):
+        encoder_alone.logits(images)
+
+
+def test_a_classifier_has_the_encoder_of_the_model(model, images):
+    module, params = model.classifier(5, pooling="cls")
+    assert params.keys() == {"encoder", "head"}
+    inputs = model.task.inputs({"image": images})["image"]
+    logits = module.apply({"params": params}, inputs)
+    assert logits.shape == (3, 5)
+    params["head"]["linear"]["kernel"] = np.eye(16, 5, dtype=np.float32)
+    # Learned positions start as the fixed ones, so the class token is what it was.
+    np.testing.assert_allclose(
+        module.apply({"params": params}, inputs),
+        model.features(images, pool="cls")[:, :5],
+        atol=1e-5,
+    )
+    larger, params = model.classifier(5, image_size=(40, 36))
+    assert larger.apply({"params": params}, np.zeros((1, 40, 36, 3), np.float32)).shape == (1, 5)
+
+
+def test_a_fine_tuned_classifier_is_loaded_with_its_head(fine_tuned, images):
+    loaded, params = fine_tuned
+    for a, b in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    inputs = loaded.task.inputs({"image": images})["image"]
+    expected = loaded.module.apply({"params": params}, inputs)
+    np.testing.assert_allclose(loaded.logits(images), expected, atol=1e-5)
+    assert loaded.features(images).shape == (3, 16)
+    for refused in (loaded.encode, lambda images: loaded.plan(len(images))):
+        with pytest.raises(ConfigError, match="expected a pre-trained model, got a fine-tuned"):
+            refused(images)

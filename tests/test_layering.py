@@ -27,15 +27,22 @@ ALLOWED = {
     },
     "run": {
         *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
-        *("train", "build", "__init__"),
+        *("train", "build", "api", "__init__"),
     },
     "api": {
         *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
         *("train", "build", "__init__"),
     },
+    "convert": {
+        *("errors", "types", "recipes", "nn", "pretrain", "train", "build", "api", "convert"),
+        "__init__",
+    },
     "flags": {"errors", "config"},
     "main": {"errors", "config", "flags", "run"},
-    "tools": {"errors", "types", "config", "flags", "nn", "data", "tasks", "api", "tools"},
+    "tools": {
+        *("errors", "types", "config", "flags", "nn", "data", "models", "tasks", "train", "build"),
+        *("api", "convert", "tools", "__init__"),
+    },
     "__init__": set(),
 }
 FORBIDDEN = {
@@ -46,7 +53,10 @@ FORBIDDEN = {
     "flags": {"jax", "flax", "optax", "numpy"},
 }
 # Modules that a wrong flag or --help must not load.
-LIGHT = ("main", "flags", "config", "recipes", "errors", "tools/visualize", "tools/__init__")
+LIGHT = (
+    *("main", "flags", "config", "recipes", "errors", "tools/__init__", "tools/visualize"),
+    *("tools/extract_features", "tools/export", "tools/convert_checkpoint"),
+)
 
 
 def modules() -> list[Path]:

@@ -11,7 +11,7 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -235,6 +235,7 @@ def eval_batches(
     channels: int,
     batch_size: int,
     limit: int | None = None,
+    examples: Sequence[int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalBatches:
@@ -246,6 +247,7 @@ def eval_batches(
       channels: see `Decode`.
       batch_size: examples in the global batch, divided as in `train_batches`.
       limit: use this many examples, evenly spaced; None uses all.
+      examples: use these in their order, by index, at least one; None: those of `limit`.
       process_index: of this process.
       process_count: number of processes that share a batch.
 
@@ -256,10 +258,15 @@ def eval_batches(
     local = _local_batch_size(batch_size, process_count)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: expected at least 1 example to evaluate on, got {limit}")
-    count = min(len(source), limit or len(source))
+    if examples is None:
+        count = min(len(source), limit or len(source))
+        chosen = np.arange(count) * len(source) // count
+    else:
+        chosen = np.asarray(examples)
+    count = len(chosen)
     steps = -(-count // batch_size)
     position = np.arange(steps * batch_size)
-    indices = position % count * len(source) // count
+    indices = chosen[position % count]
     load = LoadExample(source, Decode(channels, exif=source.exif), transform)
     batches = grain.MapDataset.source(indices.tolist()).seed(0).random_map(load).batch(local)
     weights = (position < count).astype(np.float32).reshape(steps, process_count, local)

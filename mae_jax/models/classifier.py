@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mae_jax.models.vit import ViTEncoder
 from mae_jax.nn.blocks import Dtype, TokenDense, layer_norm
 from mae_jax.nn.patches import PatchUnit
+from mae_jax.types import Batch
 
 POOLINGS = ("mean", "cls")
 
@@ -29,18 +30,23 @@ class ClassifierHead(nn.Module):
     prefix: int
     dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Map tokens [B, c + N, D] to logits float32 [B, classes]."""
+    def setup(self) -> None:
+        """Make the layers."""
         if self.pooling == "mean":
-            pooled = tokens[:, self.prefix :].astype(jnp.float32).mean(axis=1)
-            pooled = layer_norm(self.dtype, "norm")(pooled)
-        else:
-            pooled = tokens[:, 0]
+            self.norm = layer_norm(self.dtype, None)
         # Close to zero, as the official fine-tuning has it, so that training starts undecided.
         init = nn.initializers.truncated_normal(2e-5)
-        linear = TokenDense(self.num_classes, kernel_init=init, dtype=self.dtype, name="linear")
-        return linear(pooled).astype(jnp.float32)
+        self.linear = TokenDense(self.num_classes, kernel_init=init, dtype=self.dtype)
+
+    def pool(self, tokens: jax.Array) -> jax.Array:
+        """Pool tokens [B, c + N, D] to [B, D], what the linear layer sees."""
+        if self.pooling == "cls":
+            return tokens[:, 0]
+        return self.norm(tokens[:, self.prefix :].astype(jnp.float32).mean(axis=1))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Map tokens [B, c + N, D] to logits float32 [B, classes]."""
+        return self.linear(self.pool(tokens)).astype(jnp.float32)
 
 
 class Classifier(nn.Module):
@@ -63,17 +69,25 @@ class Classifier(nn.Module):
     num_classes: int
     pooling: str = "mean"
 
-    @nn.compact
-    def __call__(self, images: jax.Array, *, drop_path_rng: jax.Array | None = None) -> jax.Array:
-        """Classify images, normalised float32 [B, H, W, C]; returns logits float32 [B, classes]."""
-        units = self.unit.split(images)
-        ids = jnp.arange(self.unit.count)[None]
-        tokens = self.encoder(units, ids, drop_path_rng=drop_path_rng)
-        head = ClassifierHead(
+    def setup(self) -> None:
+        """Make the head."""
+        self.head = ClassifierHead(
             self.num_classes,
             self.pooling,
             int(self.encoder.use_cls_token),
             dtype=self.encoder.dtype,
-            name="head",
         )
-        return head(tokens)
+
+    def __call__(self, images: jax.Array, *, drop_path_rng: jax.Array | None = None) -> jax.Array:
+        """Classify images, normalised float32 [B, H, W, C]; returns logits float32 [B, classes]."""
+        ids = jnp.arange(self.unit.count)[None]
+        return self.head(self.encoder(self.unit.split(images), ids, drop_path_rng=drop_path_rng))
+
+    def logits(self, batch: Batch) -> jax.Array:
+        """Return float32 [B, classes] of `batch["image"]`, normalised float32 [B, H, W, C]."""
+        return self(batch["image"])
+
+    def features(self, batch: Batch) -> jax.Array:
+        """Return float32 [B, D], what the linear layer sees."""
+        tokens = self.encoder.encode_all(self.unit.split(batch["image"]))
+        return self.head.pool(tokens).astype(jnp.float32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -60,10 +59,13 @@ def make_classifier(
     return Classifier(unit=unit, encoder=encoder, num_classes=num_classes, pooling=pooling)
 
 
-def transfer_encoder(params: Params, source: ViTEncoder, target: ViTEncoder) -> Params:
+def transfer_encoder(
+    params: Params, source: ViTEncoder, target: ViTEncoder, fresh: Params
+) -> Params:
     """Return the parameters of `source` as those of `target`.
 
-    What `target` has no use for is left out (the final norm before mean pooling, a mask token).
+    What `target` has no use for is left out (the final norm before mean pooling, a mask token); a
+    mask token that `source` has not is the fresh one.
     Learned positions are those of `source`, or its fixed table where it has learned none, resized
     where the grids differ; fixed positions need nothing.
 
@@ -71,6 +73,7 @@ def transfer_encoder(params: Params, source: ViTEncoder, target: ViTEncoder) -> 
       params: the subtree `encoder` of the source.
       source: the encoder they belong to.
       target: the encoder to be filled.
+      fresh: parameters of the target.
 
     Raises:
       ConfigError: if a parameter is missing or has another shape; names it.
@@ -83,17 +86,9 @@ def transfer_encoder(params: Params, source: ViTEncoder, target: ViTEncoder) -> 
             table = np.pad(fixed, ((prefix, 0), (0, 0)))[None]
         table = resize_table(np.asarray(table), source.grid_size, target.grid_size, prefix)
         params = {**params, "pos_embed": jnp.asarray(table)}
-    units = jax.ShapeDtypeStruct((1, 1, _unit_size(params)), jnp.float32)
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    shapes = jax.eval_shape(target.init, jax.random.key(0), units, ids)["params"]
-    return fill(shapes, params, "encoder")
-
-
-def _unit_size(params: Params) -> int:
-    kernel = params.get("patch_embed", {}).get("kernel")
-    if kernel is None:
-        raise ConfigError("encoder/patch_embed/kernel is missing")
-    return kernel.shape[0]
+    if "mask_token" in fresh:
+        params = {"mask_token": fresh["mask_token"], **params}
+    return fill(fresh, params, "encoder")
 
 
 def fill(shapes: Params, params: Params, name: str) -> Params:

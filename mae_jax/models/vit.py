@@ -108,7 +108,9 @@ class ViTEncoder(nn.Module):
                 "cls_token", nn.initializers.normal(0.02), (1, 1, self.embed_dim)
             )
             first = (cls_token + table[None, :1]).astype(self.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(first, (len(x), *first.shape[1:])), x], axis=1)
+            # Not len(x): the batch of an exported program is a symbol, no number.
+            first = jnp.broadcast_to(first, (x.shape[0], *first.shape[1:]))
+            x = jnp.concatenate([first, x], axis=1)
         for i in range(self.depth):
             x = TransformerBlock(
                 num_heads=self.num_heads,

@@ -41,7 +41,7 @@ def linear(features: int, dtype: Dtype, name: str) -> TokenDense:
     )
 
 
-def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
+def layer_norm(dtype: Dtype, name: str | None) -> nn.LayerNorm:
     """Return a LayerNorm with eps 1e-6 and float32 statistics in two passes, as PyTorch has it."""
     return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=dtype, use_fast_variance=False, name=name)
 

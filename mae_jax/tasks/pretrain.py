@@ -3,55 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from mae_jax.losses import reconstruction
+from mae_jax.tasks.inputs import ImageModel
 from mae_jax.types import Batch, Params, Rng, Stream
 
 
-def normalize_images(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Return uint8 images [B, H, W, C] as float32, (x / 255 - mean) / std for each channel."""
-    shape = (1, 1, 1, -1)
-    scaled = images.astype(jnp.float32) / 255.0
-    return (scaled - jnp.reshape(jnp.asarray(mean, jnp.float32), shape)) / jnp.reshape(
-        jnp.asarray(std, jnp.float32), shape
-    )
-
-
 @dataclasses.dataclass(frozen=True)
-class PretrainTask:
-    """A masked method with the normalisation of its input.
+class PretrainTask(ImageModel):
+    """A masked method, a linen module that is a `mae_jax.types.Method`, as a task."""
 
-    Attributes:
-      method: a linen module that is a `mae_jax.types.Method`.
-      mean: of each channel, in [0, 1].
-      std: of each channel, in (0, 1].
-    """
-
-    method: nn.Module
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    @property
+    def method(self) -> Any:
+        """The module."""
+        return self.module
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Any]:
         """Return fresh parameters; `batch` holds uint8 images of the right shape."""
         inputs = self.inputs(batch)
         plan = self.method.plan(rng, len(inputs["image"]))
         return self.method.init(rng, inputs, plan, method="predict")["params"], {}
-
-    def inputs(self, batch: Batch) -> Batch:
-        """Return the batch with its images normalised."""
-        return {**batch, "image": normalize_images(batch["image"], self.mean, self.std)}
-
-    def call(self, name: str, params: Params, batch: Batch, *args: Any, **kwargs: Any) -> Any:
-        """Return what the method's function `name` makes of a batch of uint8 images."""
-        return self.method.apply(
-            {"params": params}, self.inputs(batch), *args, method=name, **kwargs
-        )
 
     def prepare(self, batch: Batch, rng: Rng) -> Batch:
         """Return the batch with `plan`, its masks: drawn from (seed, step), or the caller's.

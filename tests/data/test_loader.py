@@ -357,6 +357,12 @@ class TestEvalBatches:
         with pytest.raises(ConfigError, match="got 0"):
             self.batches(Memory(6), limit=0)
 
+    def test_chosen_examples_come_in_the_order_given(self):
+        batches = list(self.batches(Memory(10, bad=(9,)), batch_size=3, examples=[7, 2, 8, 9]))
+        assert [b["asked"].tolist() for b in batches] == [[7, 2, 8], [9, 7, 2]]
+        assert [b["index"].tolist() for b in batches] == [[7, 2, 8], [0, 7, 2]]
+        assert [b["weight"].tolist() for b in batches] == [[1, 1, 1], [1, 0, 0]]
+
     @pytest.mark.parametrize("process_count", [2, 4])
     def test_processes_share_out_the_same_batches(self, process_count):
         whole = list(self.batches(Memory(10)))

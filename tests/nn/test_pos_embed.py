@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mae_jax.errors import ConfigError
-from mae_jax.nn.pos_embed import sincos_2d
+from mae_jax.nn.pos_embed import bicubic_matrix, resize_table, sincos_2d
 
 VALUES = [  # width, side of the grid, index of the patch, dimension -> value
     (768, 14, 1, {0: 0.841471, 1: 0.815251, 191: 0.000105, 192: 0.540302, 384: 0.0, 576: 1.0}),
@@ -68,3 +68,45 @@ def test_table_equals_a_loop_on_any_grid(width, grid_size):
 def test_width_that_is_no_multiple_of_4_is_refused():
     with pytest.raises(ConfigError, match="embed_dim 18 is not a multiple of 4"):
         sincos_2d(18, (2, 2))
+
+
+def test_bicubic_weights_half_way_are_those_of_keys_with_a_of_three_quarters():
+    near, far = 0.59375, -0.09375  # at distances 1/2 and 3/2
+    expected = [[near + far, near, far, 0], [0, far, near, near + far]]  # the border counts twice
+    np.testing.assert_allclose(bicubic_matrix(4, 2), expected, atol=1e-12)
+    # Twice as fine: place 3 1/4 has the samples 2 ... 5 at 5/4, 1/4, 3/4 and 7/4.
+    inner = bicubic_matrix(8, 16)[7]
+    np.testing.assert_allclose(inner[2:6], [-0.10546875, 0.87890625, 0.26171875, -0.03515625])
+
+
+@pytest.mark.parametrize(("old", "new"), [(14, 24), (16, 14), (3, 7), (1, 4)])
+def test_bicubic_weights_sum_to_one(old, new):
+    matrix = bicubic_matrix(old, new)
+    assert matrix.shape == (new, old)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1.0, atol=1e-12)
+
+
+def test_a_table_is_resized_down_and_across_by_themselves():
+    rows, columns = np.arange(4.0), 10.0 * np.arange(6.0)
+    table = (rows[:, None] + columns[None]).reshape(1, 24, 1).astype(np.float32)
+    table = np.concatenate([np.full((1, 1, 1), 7.0, np.float32), table], axis=1)
+    out = resize_table(table, (4, 6), (8, 3), prefix=1)
+    assert out.shape == (1, 25, 1)
+    assert out.dtype == np.float32
+    assert out[0, 0, 0] == 7.0
+    down, across = bicubic_matrix(4, 8) @ rows, bicubic_matrix(6, 3) @ columns
+    expected = down[:, None] + across[None]
+    np.testing.assert_allclose(out[0, 1:, 0].reshape(8, 3), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_the_same_grid_keeps_every_bit():
+    table = np.random.default_rng(0).normal(size=(1, 17, 8)).astype(np.float32)
+    assert resize_table(table, (4, 4), (4, 4), prefix=1) is table
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 8), (17, 8), (2, 17, 8)])
+def test_a_table_of_another_grid_is_refused(shape):
+    with pytest.raises(
+        ConfigError, match=r"expected \[1, 1 \+ 16, D\] for the grid 4 x 4, got"
+    ):
+        resize_table(np.zeros(shape), (4, 4), (2, 2), prefix=1)

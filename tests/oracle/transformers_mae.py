@@ -9,69 +9,19 @@ import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae import modeling_vit_mae
 
+from mae_jax.convert.layouts import TRANSFORMERS_5_MEMORY
 from mae_jax.pretrain import mae
 from tests.oracle.agreement import Result, Tree
 
-BLOCKS = {"encoder": "vit.layers", "decoder": "decoder.decoder_layers"}
-PARTS = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn/proj": "attention.o_proj",
-    "mlp/fc1": "mlp.fc1",
-    "mlp/fc2": "mlp.fc2",
-}
-OTHERS = {
-    "encoder/patch_embed": "vit.embeddings.patch_embeddings.projection",
-    "encoder/norm": "vit.layernorm",
-    "decoder/embed": "decoder.decoder_embed",
-    "decoder/norm": "decoder.decoder_norm",
-    "decoder/pred": "decoder.decoder_pred",
-}
-TOKENS = {
-    "encoder/cls_token": "vit.embeddings.cls_token",
-    "decoder/mask_token": "decoder.mask_token",
-}
-
-
-def names(path: str) -> list[str]:
-    """Return what torch calls our parameter at `path`: three names for query, key and value."""
-    if path in TOKENS:
-        return [TOKENS[path]]
-    module, kind = path.rsplit("/", 1)
-    kind = "bias" if kind == "bias" else "weight"
-    if module in OTHERS:
-        return [f"{OTHERS[module]}.{kind}"]
-    half, block, part = module.split("/", 2)
-    prefix = f"{BLOCKS[half]}.{int(block.removeprefix('block_'))}"
-    if part == "attn/qkv":
-        return [f"{prefix}.attention.{x}_proj.{kind}" for x in "qkv"]
-    return [f"{prefix}.{PARTS[part]}.{kind}"]
-
-
-def to_torch(path: str, array: np.ndarray, model: mae.MaskedAutoencoder) -> list[np.ndarray]:
-    """Return the arrays of `names(path)`: kernels transposed, the embedding as a convolution."""
-    if path == "encoder/patch_embed/kernel":
-        p = model.unit.patch_size
-        return [array.reshape(p, p, model.unit.channels, -1).transpose(3, 2, 0, 1)]
-    parts = np.split(array, 3, axis=-1) if "/qkv/" in path else [array]
-    return [part.T if path.endswith("kernel") else part for part in parts]
-
-
-def from_torch(path: str, arrays: list[np.ndarray]) -> np.ndarray:
-    """Undo `to_torch`."""
-    if path == "encoder/patch_embed/kernel":
-        return arrays[0].transpose(2, 3, 1, 0).reshape(-1, len(arrays[0]))
-    parts = [array.T if path.endswith("kernel") else array for array in arrays]
-    return np.concatenate(parts, axis=-1)
+LAYOUT = TRANSFORMERS_5_MEMORY
 
 
 def in_our_layout(
     tensors: Mapping[str, torch.Tensor], paths: Iterable[str]
 ) -> dict[str, np.ndarray]:
     """Return the arrays at our `paths` of tensors that have their names."""
-    return {
-        path: from_torch(path, [tensors[n].detach().numpy() for n in names(path)]) for path in paths
-    }
+    arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+    return LAYOUT.to_ours(arrays, paths)
 
 
 def position_table(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
@@ -104,9 +54,8 @@ def build(model: mae.MaskedAutoencoder, params: Tree) -> ViTMAEForPreTraining:
     )
     theirs = ViTMAEForPreTraining(config).eval()
     state = {
-        name: torch.from_numpy(part.copy())
-        for path, array in params.items()
-        for name, part in zip(names(path), to_torch(path, array, model), strict=True)
+        name: torch.from_numpy(array.copy())
+        for name, array in LAYOUT.to_theirs(params, model.unit).items()
     }
     for name, width in (
         ("vit.embeddings.position_embeddings", config.hidden_size),

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.tasks.pretrain import PretrainTask, normalize_images
+from mae_jax.nn import masking
+from mae_jax.tasks.pretrain import PretrainTask
 from mae_jax.types import Batch, MaskPlan, Rng, Stream
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
@@ -70,29 +71,6 @@ def watched_loss(method: Any) -> Callable[..., tuple[jax.Array, jax.Array, jax.A
         return loss, recorder.last_plan.ids_mask, recorder.last_predictions["image"].output
 
     return jax.jit(watch)
-
-
-def test_images_are_normalised_channel_by_channel():
-    images = jnp.asarray([[[[0, 255, 51]]]], jnp.uint8)
-    out = normalize_images(images, MEAN, STD)
-    assert out.dtype == jnp.float32
-    np.testing.assert_allclose(
-        out[0, 0, 0], [(0 - 0.5) / 0.2, (1 - 0.4) / 0.25, (0.2 - 0.3) / 0.5], rtol=1e-6
-    )
-
-
-def test_grey_images_have_one_channel_to_normalise():
-    out = normalize_images(jnp.full((2, 3, 4, 1), 255, jnp.uint8), (0.25,), (0.5,))
-    assert out.shape == (2, 3, 4, 1)
-    np.testing.assert_allclose(out, 1.5, rtol=1e-6)
-
-
-def test_inputs_keep_what_is_no_image(task):
-    batch = draw_batch()
-    inputs = task.inputs(batch)
-    assert inputs["label"] is batch["label"]
-    np.testing.assert_array_equal(inputs["image"], normalize_images(batch["image"], MEAN, STD))
-    assert batch["image"].dtype == jnp.uint8
 
 
 def test_fresh_parameters_are_float32_without_extra_state(task):
@@ -159,3 +137,26 @@ def test_loss_of_predicting_zeros_is_the_biased_variance_of_a_normalised_patch(l
     silent["decoder"]["pred"] = jax.tree.map(jnp.zeros_like, params["decoder"]["pred"])
     loss = float(loss_fn(silent, draw_batch(), rng_at(0)))
     assert loss == pytest.approx(191 / 192, rel=1e-3)
+
+
+def test_a_caller_decides_the_masks_by_noise_or_by_a_plan(task, params, loss_fn):
+    mask = np.zeros((4, 16), int)
+    for row in range(4):
+        mask[row, row : row + 12] = 1  # 12 hidden in each, elsewhere in each
+    of_plan = {**draw_batch(), "plan": masking.plan_of_mask(mask)}
+    noise = mask + np.linspace(0.0, 0.5, 16)[None]  # kept and hidden ones in raster order
+    of_noise = {**draw_batch(), "noise": jnp.asarray(noise, jnp.float32)}
+    for batch in (of_plan, of_noise):
+        plan = task.prepare(batch, rng_at(3))["plan"]
+        np.testing.assert_array_equal(masking.mask_of(plan), mask)
+    losses = [float(loss_fn(params, batch, rng_at(3))) for batch in (of_plan, of_noise)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert abs(losses[0] - float(loss_fn(params, draw_batch(), rng_at(3)))) > 1e-4
+
+
+def test_a_plan_of_another_grid_or_batch_is_refused(task, params):
+    for rows, count in ((4, 12), (3, 16), (4, 25)):
+        mask = np.arange(count)[None].repeat(rows, axis=0) % 4 != 0
+        batch = {**draw_batch(), "plan": masking.plan_of_mask(mask)}
+        with pytest.raises(ValueError, match=r"expected a plan of 16 units in 1 or 4 rows, got"):
+            task.loss(params, {}, batch, rng_at(0))

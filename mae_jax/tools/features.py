@@ -1,0 +1,270 @@
+"""Features of every example of a split, in shards: a shard is there in full or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import jax
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from flax import traverse_util
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mae_jax import api, build
+from mae_jax import config as configs
+from mae_jax.data import loader
+from mae_jax.data.sources import Source, open_source
+from mae_jax.data.transforms import eval_transform
+from mae_jax.errors import ConfigError
+from mae_jax.tools.files import completed
+from mae_jax.tools.outputs import Output, choose, output_shape, outputs
+from mae_jax.train import sharding
+from mae_jax.types import Params
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """The files of a split, and who is in which.
+
+    Attributes:
+      folder: of the files.
+      total: number of examples of the split.
+      size: examples of a file; the last one may have fewer.
+      format: "npz" or "array_record".
+    """
+
+    folder: epath.Path
+    total: int
+    size: int
+    format: str
+
+    def __len__(self) -> int:
+        return -(-self.total // self.size)
+
+    def path(self, number: int) -> epath.Path:
+        """Return the file of a shard."""
+        return self.folder / f"features-{number:05d}-of-{len(self):05d}.{self.format}"
+
+    def examples(self, number: int) -> range:
+        """Return the examples of a shard, by index in the source."""
+        return range(number * self.size, min((number + 1) * self.size, self.total))
+
+    def missing(self) -> list[int]:
+        """Return the shards that are still to be written."""
+        return [number for number in range(len(self)) if not self.path(number).exists()]
+
+    def write(self, number: int, arrays: Arrays) -> None:
+        """Write a shard; the same arrays give the same bytes.
+
+        An npz file holds the arrays. A record of an array_record file is an npz file of one row.
+        """
+        with completed(self.path(number)) as temporary:
+            if self.format == "npz":
+                with temporary.open("wb") as file:
+                    _save(file, arrays)
+                return
+            writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+            for row in zip(*arrays.values(), strict=True):
+                record = io.BytesIO()
+                _save(record, dict(zip(arrays, row, strict=True)))
+                writer.write(record.getvalue())
+            writer.close()
+
+
+def _save(file: IO[bytes], arrays: Mapping[str, Any]) -> None:
+    np.savez(file, **arrays)
+
+
+def write(flags: argparse.Namespace) -> None:
+    """Write what the flags of `mae_jax.tools.extract_features` ask for and is not there yet.
+
+    Raises:
+      ConfigError: if the checkpoint or the data are no good, or the folder holds other features.
+    """
+    model = api.load(flags.checkpoint)
+    pool = flags.pool or next(iter(outputs(model)))
+    output = choose(model, pool)
+    name, fields = source_fields(model.config, flags.source, flags.path, flags.split)
+    source = open_source(name, **fields)
+    folder = epath.Path(flags.out).expanduser()
+    shards = Shards(folder, len(source), flags.shard_size, flags.format)
+    shape = list(output_shape(model, output))
+    claim(
+        shards,
+        {
+            "checkpoint": {
+                "step": model.step,
+                "averaged": model.averaged,
+                "parameters": digest(model.params),
+            },
+            "source": {"name": name, **fields, "fingerprint": source.fingerprint()},
+            "features": {
+                "pool": pool,
+                "shape": shape,
+                "products": np.dtype(build.compute_dtype(model.config)).name,
+            },
+            "files": {
+                "format": shards.format,
+                "count": len(shards),
+                "examples": shards.total,
+                "shard_size": shards.size,
+                "batch_size": flags.batch_size,
+            },
+        },
+    )
+    missing = shards.missing()
+    weights = ", averaged weights" if model.averaged else ""
+    print(
+        f"{folder}: {pool} {shape} of {shards.total:,} examples, {name} {fields['split']},"
+        f" step {model.step}{weights}"
+    )
+    if len(missing) < len(shards):
+        print(f"{len(shards) - len(missing)} of {len(shards)} files are there already")
+    mesh = sharding.make_mesh(-1, 1)
+    for number, arrays in extract(model, output, source, shards, missing, flags.batch_size, mesh):
+        shards.write(number, arrays)
+        bad = arrays["replaced"].sum()
+        note = f", {bad} of them bad, with the features of the next good one" if bad else ""
+        # At once, that a log shows how far it is.
+        print(f"{shards.path(number).name}: {len(arrays['index'])} examples{note}", flush=True)
+    print(f"complete: {len(shards)} files")
+
+
+def source_fields(
+    config: ConfigDict, name: str | None, path: str | None, split: str | None
+) -> tuple[str, dict[str, Any]]:
+    """Return the name of a source and the fields of `open_source`.
+
+    What is not given is that of the held-out examples of the run; of another source than that of
+    the run, the share that is held out is that source's own.
+    """
+    data = config.data
+    fields: dict[str, Any] = {"split": split or data.eval_split}
+    if name in (None, data.source):
+        path = data.path if path is None else path
+        return data.source, fields | {"path": path, "held_out": data.held_out}
+    return name, fields | {"path": path or ""}
+
+
+def claim(shards: Shards, manifest: dict[str, Any]) -> None:
+    """Write the manifest into the folder, or compare it with the one that is there.
+
+    Raises:
+      ConfigError: if the folder holds features of something else; names the first difference.
+    """
+    path = shards.folder / "features.json"
+    text = json.dumps(manifest, indent=2) + "\n"
+    if not path.exists():
+        if stray := sorted(shards.folder.glob("features-*-of-*")):
+            raise ConfigError(f"--out={shards.folder}: has {stray[0].name}, but no {path.name}")
+        with completed(path) as temporary:
+            temporary.write_text(text)
+        return
+    try:
+        before = configs.flatten(json.loads(path.read_text()))
+    except ValueError:
+        raise ConfigError(f"--out: {path} is no manifest of features") from None
+    now = configs.flatten(json.loads(text))
+    for name in now | before:
+        if before.get(name) != now.get(name):
+            raise ConfigError(
+                f"--out={shards.folder}: made with {name} {before.get(name)!r}, not"
+                f" {now.get(name)!r}: take another folder"
+            )
+
+
+def digest(params: Params) -> str:
+    """Return a short hexadecimal digest of names and values."""
+    state = hashlib.blake2b(digest_size=8)
+    for name, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        state.update(name.encode())
+        state.update(np.asarray(leaf).tobytes())
+    return state.hexdigest()
+
+
+def extract(
+    model: api.Pretrained,
+    output: Output,
+    source: Source,
+    shards: Shards,
+    missing: Sequence[int],
+    batch_size: int,
+    mesh: Mesh,
+) -> Iterator[tuple[int, Arrays]]:
+    """Yield (number, arrays) of the shards that are missing.
+
+    The arrays are `features` float32 [n, ...]; `label` int32 [n], -1 for none; `index` int32 [n],
+    of the example in the source; and `replaced` bool [n]: the image cannot be read, and features
+    and label are those of the next one that can.
+
+    Args:
+      model: has the parameters and says how images are prepared.
+      output: from images to features.
+      source: of the examples.
+      shards: divides them; the size is a multiple of `batch_size`, so that an example has the same
+        batch wherever we begin.
+      missing: numbers of shards, ascending.
+      batch_size: images at a time.
+      mesh: devices to share a batch.
+    """
+    if not missing:
+        return
+    data = model.config.data
+    batches = loader.eval_batches(
+        source,
+        eval_transform(data.image_size, crop_fraction=data.crop_fraction),
+        channels=data.channels,
+        batch_size=batch_size,
+        examples=[index for number in missing for index in shards.examples(number)],
+    )
+    computed = _computed(output, model.params, batches, mesh)
+    for number in missing:
+        count = len(shards.examples(number))
+        parts = list(itertools.islice(computed, -(-count // batch_size)))
+        yield number, {name: np.concatenate([p[name] for p in parts])[:count] for name in parts[0]}
+
+
+def _computed(
+    output: Output, params: Params, batches: loader.EvalBatches, mesh: Mesh
+) -> Iterator[Arrays]:
+    """Yield the arrays of each batch; the next one is computed while one is fetched and used."""
+    put = build.put_function(mesh)
+    params = jax.device_put(params, sharding.replicated(mesh))
+    before: tuple[jax.Array, Arrays] | None = None
+    for batch in batches:
+        images = batch["image"]
+        padding = -len(images) % mesh.size
+        images = np.pad(images, [(0, padding), *[(0, 0)] * (images.ndim - 1)])
+        after = _apply(output, params, put({"image": images})["image"]), batch
+        if before is not None:
+            yield _fetched(*before)
+        before = after
+    if before is not None:
+        yield _fetched(*before)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(output: Output, params: Params, images: jax.Array) -> jax.Array:
+    return output(params, images)
+
+
+def _fetched(features: jax.Array, batch: Arrays) -> Arrays:
+    return {
+        "features": jax.device_get(features)[: len(batch["asked"])],
+        "label": batch["label"],
+        "index": batch["asked"],
+        "replaced": batch["replaced"],
+    }
