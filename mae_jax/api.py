@@ -338,7 +338,7 @@ def load(checkpoint: epath.PathLike, *, averaged: bool | None = None) -> Pretrai
         try:
             module = build.build_model(config)
             task = ImageModel(module, *build.build_normalization(config))
-            target = _abstract_params(module, config, meta.get("parts"))
+            target = abstract_params(module, config, meta.get("parts"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ConfigError(
@@ -378,7 +378,7 @@ def _locate(path: epath.Path) -> tuple[epath.Path, int | None]:
     return path, None
 
 
-def _abstract_params(module: nn.Module, config: ConfigDict, parts: Sequence[str] | None) -> Params:
+def abstract_params(module: nn.Module, config: ConfigDict, parts: Sequence[str] | None) -> Params:
     """Return the shapes of the parameters, all on the first device of this process.
 
     Args:

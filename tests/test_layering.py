@@ -13,6 +13,7 @@ ALLOWED = {
     "types": {"errors"},
     "recipes": set(),
     "lookup": {"errors"},
+    "files": {"errors"},
     "config": {"errors"},
     "nn": {"errors", "types", "nn"},
     "losses": {"errors", "types", "losses"},
@@ -34,14 +35,14 @@ ALLOWED = {
         *("train", "build", "__init__"),
     },
     "convert": {
-        *("errors", "types", "recipes", "nn", "pretrain", "train", "build", "api", "convert"),
-        "__init__",
+        *("errors", "types", "files", "recipes", "nn", "pretrain", "train", "build", "api"),
+        *("convert", "__init__"),
     },
     "flags": {"errors", "config"},
     "main": {"errors", "config", "flags", "run"},
     "tools": {
         *("errors", "types", "config", "flags", "nn", "data", "models", "tasks", "train", "build"),
-        *("api", "convert", "tools", "__init__"),
+        *("api", "convert", "files", "tools", "__init__"),
     },
     "__init__": set(),
 }

@@ -1,6 +1,5 @@
 """The command line: what it takes, and the mistakes it answers in one line with status 2."""
 
-import subprocess
 import sys
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from mae_jax import main as program
 from mae_jax.data.sources import digits
 from mae_jax.errors import ConfigError
-from tests.helpers import SHRINK, environment, overrides, tiny_run, write_photographs
+from tests.helpers import SHRINK, overrides, tiny_run, write_photographs
 
 
 def refusal(capsys, argv):
@@ -115,24 +114,6 @@ def test_the_missing_demo_extra_is_named(capsys, tmp_path, monkeypatch):
 
 def test_a_user_error_in_a_library_call_is_a_value_error():
     assert issubclass(ConfigError, ValueError)
-
-
-@pytest.mark.parametrize("flag", ["--help", "--confg=demo"])
-def test_help_and_a_typo_are_answered_without_jax(flag):
-    code = (
-        "import sys; from mae_jax.main import main\n"
-        "try: status = main([sys.argv[1]])\n"
-        "except SystemExit as stop: status = stop.code\n"
-        "print('STATUS', status, any(m in sys.modules for m in ('jax', 'flax', 'numpy')))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, flag],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=True,
-    )
-    assert f"STATUS {0 if flag == '--help' else 2} False" in done.stdout
 
 
 def test_thirty_photographs_of_all_kinds_train_with_the_folder_config(capsys, tmp_path):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import fnmatch
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +85,12 @@ class _Wanted:
 def _read_file(path: Path, wanted: Callable[[str], bool]) -> Stored:
     with path.open("rb") as file:
         start = file.read(9)
+    # First: the length of its header, which comes before the brace, may begin as a pickle does.
+    if start[8:] == b"{":
+        return Stored(path.name, "safetensors file", _read_safetensors(path, wanted))
     if start.startswith((ZIP, PICKLE)):
         state, args = _read_torch(path, wanted, mapped=start.startswith(ZIP))
         return Stored(path.name, "PyTorch file", state, args=args)
-    if start[8:] == b"{":  # after the length of the header
-        return Stored(path.name, "safetensors file", _read_safetensors(path, wanted))
     raise ConfigError(f"{path}: expected a PyTorch or a safetensors file, it is neither")
 
 
@@ -217,35 +215,6 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
     return (telling or lines or [repr(error)])[0]
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise `ConfigError` if there is something at `path`."""
-    if os.path.lexists(path):
-        raise ConfigError(f"{path}: is there already; expected the name of something new")
-
-
-@contextlib.contextmanager
-def new(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, a file or a folder, that becomes `path` if all goes well.
-
-    Raises:
-      ConfigError: if there is something at `path`, or it cannot be written.
-    """
-    refuse_existing(path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        refuse_existing(path)
-        partial.rename(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        elif os.path.lexists(partial):
-            partial.unlink()
 
 
 def write_torch(path: Path, state: Mapping[str, np.ndarray]) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from etils import epath
+
 from mae_jax.convert import files, incoming, outgoing, weights
 from mae_jax.errors import ConfigError
+from mae_jax.files import completed, refuse_existing
 
 
 def convert(flags: argparse.Namespace) -> None:
@@ -18,8 +21,8 @@ def convert(flags: argparse.Namespace) -> None:
     Raises:
       ConfigError: if the source is no good, or the destination cannot hold it; nothing is written.
     """
-    destination = Path(flags.dst).expanduser()
-    files.refuse_existing(destination)
+    destination = epath.Path(flags.dst).expanduser()
+    refuse_existing(destination, "DST")
     if weights.is_ours(flags.src):
         _refuse_told(flags)
         converted, which = weights.read(flags.src)
@@ -30,7 +33,8 @@ def convert(flags: argparse.Namespace) -> None:
         converted, lines = incoming.weights_of(stored, incoming.Told(**told))
     print("\n".join(lines))
     to = flags.to or "mae_jax"
-    with files.new(destination) as path:
+    with completed(destination, field="DST", replace=False) as temporary:
+        path = Path(temporary)
         if to == "mae_jax":
             weights.write(path, converted, source=Path(flags.src).name)
         else:

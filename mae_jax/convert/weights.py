@@ -55,7 +55,7 @@ def model_of(config: ConfigDict) -> Any:
 
 def shapes(config: ConfigDict, parts: Sequence[str]) -> dict[str, jax.ShapeDtypeStruct]:
     """Return shape and dtype of each parameter by our path."""
-    return flat(api._abstract_params(model_of(config), config, parts))
+    return flat(api.abstract_params(model_of(config), config, parts))
 
 
 def fixed_tables(config: ConfigDict, parts: Sequence[str]) -> dict[str, np.ndarray]:

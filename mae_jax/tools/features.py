@@ -27,7 +27,7 @@ from mae_jax.data import loader
 from mae_jax.data.sources import Source, open_source
 from mae_jax.data.transforms import eval_transform
 from mae_jax.errors import ConfigError
-from mae_jax.tools.files import completed
+from mae_jax.files import completed
 from mae_jax.tools.outputs import Output, choose, output_shape, outputs
 from mae_jax.train import sharding
 from mae_jax.types import Params

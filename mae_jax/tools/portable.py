@@ -17,8 +17,8 @@ from flax import traverse_util
 import mae_jax
 from mae_jax import api, build
 from mae_jax.errors import ConfigError
+from mae_jax.files import completed
 from mae_jax.models.classifier import Classifier
-from mae_jax.tools.files import completed
 from mae_jax.tools.outputs import Output, choose, image_shape, output_shape
 
 PLATFORMS = ("cpu", "cuda", "tpu")

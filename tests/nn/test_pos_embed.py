@@ -106,7 +106,5 @@ def test_the_same_grid_keeps_every_bit():
 
 @pytest.mark.parametrize("shape", [(1, 16, 8), (17, 8), (2, 17, 8)])
 def test_a_table_of_another_grid_is_refused(shape):
-    with pytest.raises(
-        ConfigError, match=r"expected \[1, 1 \+ 16, D\] for the grid 4 x 4, got"
-    ):
+    with pytest.raises(ConfigError, match=r"expected \[1, 1 \+ 16, D\] for the grid 4 x 4, got"):
         resize_table(np.zeros(shape), (4, 4), (2, 2), prefix=1)

@@ -30,7 +30,6 @@ FULL_SIZES: dict[str, dict[str, Any]] = {
     "vit_l": {"size": "vit_l"},
     "vit_h": {"size": "vit_h", "depth": 2, "decoder_depth": 2},  # fewer blocks, for memory
 }
-CLASSES = 1000
 
 
 def convert(*argv: object) -> None:
@@ -40,22 +39,26 @@ def convert(*argv: object) -> None:
 # ---------------------------------------------------------------- there and back, bit by bit
 
 
+KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
+    "official-full": (cases.FULL, {}, "official"),
+    "official-encoder": (cases.ENCODER, {"positions": "learned"}, "official"),
+    "official-mean": (cases.HEAD, {"pooling": "mean", "positions": "learned"}, "official"),
+    "transformers-full": (cases.FULL, {}, "transformers"),
+    "transformers-cls": (cases.HEAD, {"pooling": "cls", "num_classes": 1000}, "transformers"),
+    "timm-encoder": (cases.ENCODER, {}, "timm"),
+}
+MORE_KINDS = KINDS | {
+    "official-cls": (cases.HEAD, {"pooling": "cls"}, "official"),
+    "timm-mean": (cases.HEAD, {"pooling": "mean"}, "timm"),
+}
+
+
 @pytest.mark.parametrize(
-    ("parts", "fields", "to"),
-    [
-        (cases.FULL, {}, "official"),
-        (cases.ENCODER, {"positions": "learned"}, "official"),
-        (cases.HEAD, {"pooling": "mean", "positions": "learned"}, "official"),
-        (cases.HEAD, {"pooling": "cls", "num_classes": CLASSES}, "official"),
-        (cases.FULL, {}, "transformers"),
-        (cases.HEAD, {"pooling": "cls"}, "transformers"),
-        (cases.ENCODER, {}, "timm"),
-        (cases.HEAD, {"pooling": "mean"}, "timm"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
+    ("size", "kind"),
+    [("tiny", kind) for kind in MORE_KINDS] + [(s, kind) for s in FULL_SIZES for kind in KINDS],
 )
-@pytest.mark.parametrize("size", ["tiny", *FULL_SIZES])
-def test_ours_theirs_and_back_are_the_same_bits(tmp_path, size, parts, fields, to):
+def test_ours_theirs_and_back_are_the_same_bits(tmp_path, size, kind):
+    parts, fields, to = MORE_KINDS[kind]
     made = cases.make(parts, **FULL_SIZES.get(size, {}), **fields)
     outgoing.WRITERS[to](tmp_path / "theirs", made)
     told = cases.TOLD if size == "tiny" else incoming.Told(norm_pix_loss=False)
@@ -87,7 +90,7 @@ def test_a_file_is_what_the_official_code_loads(tmp_path):
 # ---------------------------------------------------------------- the same outputs
 
 
-def numbered(size: str) -> dict[str, Any]:
+def fields_of(size: str) -> dict[str, Any]:
     fields = mae_case.SMALL if size == "small" else FULL_SIZES[size]
     return {**fields, "norm_pix_loss": False}  # the reconstruction is then what is predicted
 
@@ -123,7 +126,7 @@ def test_a_pretrained_model_computes_what_transformers_does(tmp_path, size):
     from transformers import ViTMAEForPreTraining
 
     config = recipes.mae_pretrain()
-    config.model.update(numbered(size))
+    config.model.update(fields_of(size))
     params = mae_case.random_weights(weights.model_of(config), seed=5)
     made = Weights(config, cases.FULL, params)
     theirs, loaded = there_and_back(tmp_path, made, ViTMAEForPreTraining)
@@ -143,17 +146,17 @@ def test_a_pretrained_model_computes_what_transformers_does(tmp_path, size):
     check(features, tokens.numpy(), tolerance(size))
 
 
-@pytest.mark.parametrize("size", ["small", "vit_b", "vit_l"])
-@pytest.mark.parametrize("positions", ["learned", "fixed"])
+@pytest.mark.parametrize(
+    ("size", "positions"),
+    [("small", "learned"), ("small", "fixed"), ("vit_b", "learned"), ("vit_l", "learned")],
+)
 def test_a_classifier_computes_what_transformers_does(tmp_path, size, positions):
     import torch
     from transformers import ViTForImageClassification
 
-    if positions == "fixed" and size == "vit_l":
-        pytest.skip("the smaller ones show it")
     config = recipes.mae_pretrain()
     config.task = "finetune"
-    config.model.update(numbered(size) | {"positions": positions})
+    config.model.update(fields_of(size) | {"positions": positions})
     config.model.num_classes, config.model.pooling = 7, "cls"
     module = weights.model_of(config)
     image = mae_case.random_inputs(module, 2, seed=6)[0]
@@ -276,7 +279,7 @@ def test_a_file_that_would_run_a_command_is_refused(tmp_path, capsys, how):
         torch.save(stored, path, _use_new_zipfile_serialization=how == "zip")
     message = refusal(capsys, path)
     assert "refused, and nothing in it was run: " in message
-    assert "system was not an allowed global" in message
+    assert "GLOBAL posix.system" in message
     assert not mark.exists()
     if how == "pickle":  # the command is a real one
         pickle.loads(path.read_bytes())

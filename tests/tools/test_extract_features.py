@@ -303,22 +303,3 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(workdir, images
     assert not out.exists()
     last = refusal(capsys, flags(workdir, "/dev/null/out", *of_folder(images)))
     assert "--out: cannot write /dev/null/out/features.json: Not a directory" in last
-
-
-@pytest.mark.parametrize("program", ["extract_features", "export"])
-@pytest.mark.parametrize("flag", ["--help", "--chekpoint=x"])
-def test_help_and_a_typo_are_answered_without_jax(program, flag):
-    code = (
-        f"import sys; from mae_jax.tools.{program} import main\n"
-        "try: status = main([sys.argv[1]])\n"
-        "except SystemExit as stop: status = stop.code\n"
-        "print('STATUS', status, any(m in sys.modules for m in ('jax', 'flax', 'numpy')))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, flag],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=True,
-    )
-    assert f"STATUS {0 if flag == '--help' else 2} False" in done.stdout

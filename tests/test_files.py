@@ -1,0 +1,81 @@
+"""A file is there in full or not at all."""
+
+from __future__ import annotations
+
+import pytest
+from etils import epath
+
+from mae_jax.errors import ConfigError
+from mae_jax.files import completed
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path):
+    path = epath.Path(tmp_path / "made" / "a.bin")
+    with completed(path) as temporary:
+        temporary.write_bytes(b"one")
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+    with completed(path) as temporary:
+        temporary.write_bytes(b"two")
+        assert path.read_bytes() == b"one"
+    assert path.read_bytes() == b"two"
+    assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = epath.Path(tmp_path / "a.bin")
+    path.write_bytes(b"old")
+
+    def write() -> None:
+        with completed(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
+
+
+def fail_in_a_folder(path):
+    with completed(path, field="DST", replace=False) as temporary:
+        temporary.mkdir()
+        (temporary / "half").write_text("half")
+        raise RuntimeError
+
+
+def test_a_folder_that_fails_is_removed_with_what_is_in_it(tmp_path):
+    with pytest.raises(RuntimeError):
+        fail_in_a_folder(epath.Path(tmp_path / "deep" / "new"))
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / "new.tmp").mkdir()
+    (tmp_path / "new.tmp" / "old").write_text("half")
+    with completed(epath.Path(tmp_path / "new"), replace=False) as temporary:
+        temporary.mkdir()
+    assert list((tmp_path / "new").iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "broken link"])
+def test_what_is_there_is_refused_where_it_may_not_be_replaced(tmp_path, kind):
+    path = epath.Path(tmp_path / "there")
+    if kind == "file":
+        path.write_text("old")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        (tmp_path / "there").symlink_to(tmp_path / "nowhere")
+    place = completed(path, field="DST", replace=False)
+    with pytest.raises(ConfigError, match=r"^DST: .*there is there already; expected the name of"):
+        place.__enter__()
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_place_that_cannot_be_written_is_named():
+    place = completed(epath.Path("/dev/null/a"))
+    with pytest.raises(ConfigError, match="--out: cannot write /dev/null/a: File exists"):
+        place.__enter__()
