@@ -22,7 +22,7 @@ def make_parser() -> Parser:
         prog="python -m mae_jax.main",
         description="Pre-train a masked autoencoder. The same command on the same folder resumes.",
         epilog="Exit status: 0 finished; 75 stopped by a signal, saved, start again; 2 a mistake in"
-        " configuration or data; anything else is a crash."
+        " configuration or data; 1 the loss stayed not finite, or a crash."
         f" Configs: {', '.join(configs.known_configs())}.",
         allow_abbrev=False,
     )

@@ -33,8 +33,9 @@ def loss(params):
 optimizer = optax.adam(1e-2)
 state = optimizer.init(params)
 first = None
+value_and_grad = jax.jit(jax.value_and_grad(loss))
 for _ in range(30):
-    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    value, grads = value_and_grad(params)
     first = value if first is None else first
     updates, state = optimizer.update(grads, state)
     params = optax.apply_updates(params, updates)

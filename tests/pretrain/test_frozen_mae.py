@@ -31,6 +31,7 @@ def test_loss_predictions_and_gradients_are_those_of_transformers(frozen, varian
     assert {name: share for name, share in shares.items() if not share <= 1} == {}
 
 
+@pytest.mark.slow
 def test_they_are_too_when_run_operation_by_operation(frozen):
     ours = run(frozen, "norm_pix", compiled=False)
     assert agreement.agrees(ours, frozen.results["norm_pix"], agreement.SMALL)
