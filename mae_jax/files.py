@@ -1,14 +1,30 @@
-"""Files and folders that are there in full or not at all."""
+"""Files and folders that are there in full or not at all, and pictures as files."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 
+import numpy as np
 from etils import epath
+from PIL import Image
 
 from mae_jax.errors import ConfigError
+
+MILLISECONDS = 120  # of a frame of a film
+
+
+def encode_picture(picture: np.ndarray) -> tuple[bytes, str]:
+    """Return a picture uint8 [H, W, 3] as PNG, or a film [F, H, W, 3] as GIF, and the suffix."""
+    encoded = io.BytesIO()
+    if picture.ndim == 3:
+        Image.fromarray(picture).save(encoded, "PNG")
+        return encoded.getvalue(), ".png"
+    first, *others = (Image.fromarray(frame) for frame in picture)
+    first.save(encoded, "GIF", save_all=True, append_images=others, duration=MILLISECONDS, loop=0)
+    return encoded.getvalue(), ".gif"
 
 
 def refuse_existing(path: epath.Path, field: str) -> None:

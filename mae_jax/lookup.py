@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from types import ModuleType
 
 from mae_jax.errors import ConfigError
 
 
-def find_module(field: str, name: str, package: str) -> ModuleType:
+def find_module(
+    field: str, name: str, package: str, functions: Sequence[str] = ("make",)
+) -> ModuleType:
     """Return the module `name` of `package`, or, when `name` holds a dot, that module of anybody's.
 
     Args:
       field: of the configuration, for the message.
       name: what it says.
       package: dotted name of the package that short names are looked up in.
+      functions: that the module is to have.
 
     Raises:
-      ConfigError: if there is no such module, or it has no function `make`.
+      ConfigError: if there is no such module, or it lacks a function.
     """
     known = sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__))
     module_name = name if "." in name else f"{package}.{name}"
@@ -32,6 +36,7 @@ def find_module(field: str, name: str, package: str) -> ModuleType:
         raise ConfigError(
             f"{field}: expected {', '.join(known)} or the dotted name of a module, got {name!r}"
         ) from None
-    if not hasattr(module, "make"):
-        raise ConfigError(f"{field}: the module {module_name} has no function make")
+    for function in functions:
+        if not hasattr(module, function):
+            raise ConfigError(f"{field}: the module {module_name} has no function {function}")
     return module

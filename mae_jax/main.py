@@ -14,13 +14,15 @@ from pathlib import Path
 from mae_jax import config as configs
 from mae_jax.errors import ConfigError
 from mae_jax.flags import Parser, exit_status
+from mae_jax.request import Request
 
 
 def make_parser() -> Parser:
     """Return the parser of all flags but the overrides of fields."""
     parser = Parser(
         prog="python -m mae_jax.main",
-        description="Pre-train a masked autoencoder. The same command on the same folder resumes.",
+        description="Pre-train a masked autoencoder, fine-tune or probe its encoder, or measure a"
+        " checkpoint. The same command on the same folder resumes.",
         epilog="Exit status: 0 finished; 75 stopped by a signal, saved, start again; 2 a mistake in"
         " configuration or data; 1 the loss stayed not finite, or a crash."
         f" Configs: {', '.join(configs.known_configs())}.",
@@ -83,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def program() -> int:
         flags, overrides = parse(argv)
         config = configs.load_config(flags.config, overrides)
-        from mae_jax.run import Request, run  # imports jax
+        if config.task in configs.MEASUREMENTS:
+            from mae_jax.measure import measure as run  # imports jax
+        else:
+            from mae_jax.run import run
 
         request = Request(
             workdir=os.path.expanduser(flags.workdir or default_workdir(flags.config)),

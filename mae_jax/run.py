@@ -6,17 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
-import shlex
-import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,53 +18,25 @@ from ml_collections import ConfigDict
 import mae_jax
 from mae_jax import api, build
 from mae_jax import config as configs
+from mae_jax.data.readers import Reader
 from mae_jax.data.sources import Source
-from mae_jax.data.transforms import Transform
 from mae_jax.errors import ConfigError
 from mae_jax.models.transfer import fill, transfer_encoder
+from mae_jax.request import FINISHED, STOPPED, Request
+from mae_jax.tasks.finetune import FinetuneTask
 from mae_jax.tasks.pretrain import PretrainTask
-from mae_jax.train import metrics, sharding
+from mae_jax.train import compiler, metrics, sharding
+from mae_jax.train.best import BestCheckpoint
 from mae_jax.train.checkpoint import Checkpoints, abstract_state
 from mae_jax.train.loop import Cadence, NonFiniteError, train
+from mae_jax.train.partition import merge, select
 from mae_jax.train.signals import StopRequest
 from mae_jax.train.state import TrainState
-from mae_jax.train.step import Schedule, train_step
+from mae_jax.train.step import Schedule
 from mae_jax.train.writers import Console, RunWriter
-from mae_jax.types import Evaluator, Params, Rng, Stream
+from mae_jax.types import Evaluator, Params
 
-FINISHED, FAILED, STOPPED = 0, 1, 75
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What the command line asks for beside the configuration.
-
-    Attributes:
-      workdir: folder of the run.
-      stop_at_step: end there, in the middle of the schedule; None: at its end.
-      allow_change: fields that may differ from those the folder was made with.
-      argv: the flags as they were given, to be repeated in messages.
-    """
-
-    workdir: str
-    stop_at_step: int | None = None
-    allow_change: Sequence[str] = ()
-    argv: Sequence[str] = ()
-
-    def command(self, *more: str) -> str:
-        """Return the command that was given, with flags added or, if given before, replaced."""
-        names = tuple(f"{flag.partition('=')[0]}=" for flag in more)
-        kept = [flag for flag in self.argv if not flag.startswith(names)]
-        return shlex.join([_interpreter(), "-m", "mae_jax.main", *kept, *more])
-
-
-def _interpreter() -> str:
-    """Return how this Python is called from here: by name if on the path, else by its file."""
-    # Not by resolving links: every environment's python is a link to the same file.
-    if os.path.dirname(shutil.which("python") or "") == os.path.dirname(sys.executable):
-        return "python"
-    below = os.path.relpath(sys.executable)
-    return sys.executable if below.startswith("..") else below
+FAILED = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,45 +46,59 @@ class Parts:
     Attributes:
       task: what the batches are for.
       mesh: the devices.
-      transforms: of images for training and for evaluation.
+      readers: of examples for training and for evaluation.
       sources: examples to train on and held out.
-      optimizer: gives the direction of an update.
       schedule: step -> learning rate.
       total_steps: its end.
       init: makes the state before the first step; to be jitted.
       target: shapes, dtypes and shardings of the state.
+      training: how a state begins, and the step.
     """
 
-    task: PretrainTask
+    task: PretrainTask | FinetuneTask
     mesh: Mesh
-    transforms: tuple[Transform, Transform]
+    readers: tuple[Reader, Reader]
     sources: tuple[Source, Source]
-    optimizer: optax.GradientTransformation
     schedule: Schedule
     total_steps: int
     init: Callable[[], TrainState]
     target: TrainState
+    training: build.Training
 
 
 def _build(config: ConfigDict) -> Parts:
     """Build everything; raises ConfigError for a mistake, before anything is compiled."""
+    build.check_task(config.task)  # first, for the fields of a config depend on it
     build.check_cadence(config)
+    if config.task == "finetune" and not config.init_from:
+        raise ConfigError(
+            "init_from: expected the folder of a run or a checkpoint, or scratch, got nothing"
+        )
     task = build.build_task(config, build.build_model(config))
     mesh = build.build_mesh(config)
-    transforms = build.build_transforms(config)
+    readers = build.build_readers(config)
+    build.check_prepares(config, task, build.rows_of(config, readers[0]))
     optimizer = build.build_optimizer(config)
     sources = build.build_sources(config)
+    reader = config.data.get("reader", "images")
+    build.check_reads(reader, sources[0], readers[0], task.module)
     schedule, total_steps = build.build_schedule(config, len(sources[0]))
 
-    def init() -> TrainState:
-        images = jnp.zeros((1, *config.data.image_size, config.data.channels), jnp.uint8)
-        key = Rng(jax.random.key(config.seed), 0).key(Stream.INIT)
-        averaged = config.optimizer.ema_decay > 0
-        return TrainState.create(*task.init(key, {"image": images}), optimizer, averaged=averaged)
-
+    training = build.build_training(config, task, optimizer)
+    init = functools.partial(training.init, config.seed)
     shapes = jax.eval_shape(init)
     target = abstract_state(shapes, sharding.state_sharding(shapes, mesh))
-    return Parts(task, mesh, transforms, sources, optimizer, schedule, total_steps, init, target)
+    return Parts(
+        task=task,
+        mesh=mesh,
+        readers=readers,
+        sources=sources,
+        schedule=schedule,
+        total_steps=total_steps,
+        init=init,
+        target=target,
+        training=training,
+    )
 
 
 def run(config: ConfigDict, request: Request) -> int:
@@ -131,24 +111,36 @@ def run(config: ConfigDict, request: Request) -> int:
       ConfigError: for a mistake in configuration or data; nearly always before anything is
         compiled or written, and if data go bad later, after the state is saved.
     """
+    compiler.keep_programs(config.run.compilation_cache)
     parts = _build(config)
+    config = build.with_kept(config, parts.readers[0])
     folder = epath.Path(request.workdir)
-    _refuse_changes(folder, config, request)
+    is_new = _refuse_changes(folder, config, request) is None
+    given = _given(config.init_from, parts) if is_new else None
     fingerprint = parts.sources[0].fingerprint()  # once: of a million files it takes a while
+    meta = {
+        "config": config.to_dict(),
+        "mae_jax": mae_jax.__version__,
+        "jax": jax.__version__,
+    }
     # Closed whatever happens, so that a save under way is completed.
-    with (
-        StopRequest() as stop,
-        contextlib.closing(
-            Checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
-        ) as checkpoints,
-    ):
+    with contextlib.ExitStack() as closing:
+        stop = closing.enter_context(StopRequest())
+        checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
+        closing.callback(checkpoints.close)
+        best = None
+        if config.task == "finetune":
+            best = BestCheckpoint(folder / "best", "val/top1", meta)
+            closing.callback(best.close)
+            if is_new:
+                best.forget()
         first = checkpoints.latest_step() or 0
         is_first_process = jax.process_index() == 0
         console = Console(parts.total_steps, first, quiet=not is_first_process)
         peak = metrics.peak_flops(list(parts.mesh.devices.flat))
         for line in _summary(config, request, parts, peak):
             console.say(line)
-        state = _start(parts, checkpoints, fingerprint, config.init_from, console)
+        state = _start(parts, checkpoints, fingerprint, given, console)
         if is_first_process:
             (folder / "config.json").write_text(configs.to_json(config))
         step_fn = _compile(parts, config)
@@ -159,7 +151,7 @@ def run(config: ConfigDict, request: Request) -> int:
                 state,
                 step_fn,
                 build.build_batches(
-                    config, parts.sources[0], parts.transforms[0], start_step=first, mesh=parts.mesh
+                    config, parts.sources[0], parts.readers[0], start_step=first, mesh=parts.mesh
                 ),
                 Cadence(
                     total_steps=parts.total_steps,
@@ -173,71 +165,92 @@ def run(config: ConfigDict, request: Request) -> int:
                 checkpoints=checkpoints,
                 save_items=lambda step: {
                     "data": {"next_step": step, "fingerprint": fingerprint},
-                    "meta": {
-                        "config": config.to_dict(),
-                        "mae_jax": mae_jax.__version__,
-                        "jax": jax.__version__,
-                    },
+                    "meta": meta,
                 },
                 writer=RunWriter(folder, first_step=first, active=is_first_process),
                 console=console,
                 throughput=metrics.Throughput(
-                    config.batch_size, parts.task.method.step_flops(), peak[0]
+                    build.rows_of(config, parts.readers[0]), parts.task.step_flops(), peak[0]
                 ),
                 stop=stop,
+                keep_best=best.keep if best else None,
             )
         except NonFiniteError as error:
             console.close()
             return _diverged(console, request, error)
         console.close()
+        if best is not None and best.step is not None:
+            console.say(f"best top-1 {best.value:.2f} % at step {best.step}: {best.path()}")
     return _farewell(console, config, request, step, last_step, parts.total_steps, stop)
 
 
 def _start(
-    parts: Parts, checkpoints: Checkpoints, fingerprint: str, init_from: str, console: Console
+    parts: Parts,
+    checkpoints: Checkpoints,
+    fingerprint: str,
+    given: tuple[Params, str] | None,
+    console: Console,
 ) -> TrainState:
     """Return the newest state saved, or a fresh one or one with weights from elsewhere; say which.
 
-    A state that is saved wins over `init_from`: the same command resumes.
+    A state that is saved wins over what `_given` has returned: the same command resumes.
     """
     newest = checkpoints.latest_step()
-    if newest is None:
-        state = jax.jit(parts.init, out_shardings=_shardings(parts.target))()
-        if not init_from:
-            console.say("started from scratch")
-            return state
-        params, said = _transferred(init_from, state.params, parts)
-        console.say(said)
-        params = jax.device_put(params, _shardings(parts.target.params))
-        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-        return state.replace(params=params, ema=ema)
-    state = checkpoints.restore(newest, parts.target)
-    if checkpoints.read_json(newest, "data")["fingerprint"] != fingerprint:
-        console.say("note: the training data are not those of the checkpoint")
-    console.say(f"resumed from step {newest}")
-    return state
+    if newest is not None:
+        state = checkpoints.restore(newest, parts.target)
+        if checkpoints.read_json(newest, "data")["fingerprint"] != fingerprint:
+            console.say("note: the training data are not those of the checkpoint")
+        console.say(f"resumed from step {newest}")
+        return state
+    state = jax.jit(parts.init, out_shardings=_shardings(parts.target))()
+    if given is None:
+        console.say("started from scratch")
+        return state
+    params, said = given
+    console.say(said)
+    params = jax.device_put(merge(state.params, params), _shardings(parts.target.params))
+    return state.starting_from(params)
 
 
-def _transferred(init_from: str, fresh: Params, parts: Parts) -> tuple[Params, str]:
-    """Return `fresh` with what the checkpoint `init_from` has of it, and a line that says what.
+def _given(init_from: str, parts: Parts) -> tuple[Params, str] | None:
+    """Return the parameters that `init_from` has for this run, and in words which they are.
 
-    The encoder must fit, up to the size of the grid; a decoder that does not fit stays fresh.
+    The encoder must fit, up to the size of the grid; another part that does not, a decoder or a
+    head, is left out, and stays fresh.
+
+    Raises:
+      ConfigError: if there is no such checkpoint, or its encoder does not fit.
     """
-    source = api.load(init_from)
-    module = parts.task.method
-    encoder = transfer_encoder(
-        source.params["encoder"], source.module.encoder, module.encoder, fresh["encoder"]
-    )
-    params = {**fresh, "encoder": encoder}
-    note = "the encoder; the decoder is fresh, for it has none"
-    if "decoder" in source.params:
+    if init_from in ("", "scratch"):
+        return None
+    source, fresh, module = api.load(init_from), parts.target.params, parts.task.module
+    vocabulary = getattr(parts.readers[0], "kept", {}).get("vocabulary")
+    if vocabulary and vocabulary != source.config.data.get("vocabulary"):
+        raise ConfigError(
+            f"data.vocabulary: expected the word pieces of init_from {init_from}, got others: take"
+            f" --config.data.vocabulary={init_from}"
+        )
+    try:
+        encoder = transfer_encoder(
+            source.params["encoder"], source.module.encoder, module.encoder, fresh["encoder"]
+        )
+    except ConfigError as error:
+        raise ConfigError(
+            f"init_from {init_from}: expected an encoder as config.model describes it: {error}"
+        ) from error
+    taken, notes = {"encoder": encoder}, []
+    for part in sorted(fresh.keys() - {"encoder"}):
+        if part not in source.params:
+            notes.append(f"the {part} is fresh, for it has none")
+            continue
         try:
-            params["decoder"] = fill(fresh["decoder"], source.params["decoder"], "decoder")
-            note = "encoder and decoder"
+            taken[part] = fill(fresh[part], source.params[part], part)
         except ConfigError as error:
-            note = f"the encoder; the decoder is fresh: {error}"
+            notes.append(f"the {part} is fresh: {error}")
+    names = " and ".join(taken) if len(taken) > 1 else "the encoder"
     average = ", averaged" if source.averaged else ""
-    return params, f"started from {init_from} (step {source.step}{average}): {note}"
+    said = "; ".join([names, *notes])
+    return taken, f"started from {init_from} (step {source.step}{average}): {said}"
 
 
 def _evaluators(parts: Parts, config: ConfigDict) -> list[Evaluator]:
@@ -247,7 +260,7 @@ def _evaluators(parts: Parts, config: ConfigDict) -> list[Evaluator]:
         lambda: parts.init().params, out_shardings=_shardings(parts.target.params)
     )
     return build.build_evaluators(
-        config, parts.task, parts.sources, parts.transforms[1], parts.mesh, init_params
+        config, parts.task, parts.sources, parts.readers[1], parts.mesh, init_params
     )
 
 
@@ -259,21 +272,9 @@ def _shardings(target: Any) -> Any:
 def _compile(parts: Parts, config: ConfigDict) -> jax.stages.Compiled:
     """Compile the step once, ahead of time: another shape is then an error, not a new program."""
     by_row = sharding.batch_sharding(parts.mesh)
-    image_shape = (config.batch_size, *config.data.image_size, config.data.channels)
-    batch = {
-        "image": jax.ShapeDtypeStruct(image_shape, np.uint8, sharding=by_row),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=by_row),
-    }
+    batch = build.batch_of(parts.task.module, build.rows_of(config, parts.readers[0]), by_row)
     jitted = jax.jit(
-        functools.partial(
-            train_step,
-            task=parts.task,
-            optimizer=parts.optimizer,
-            schedule=parts.schedule,
-            seed=config.seed,
-            accumulation=config.run.accumulation,
-            ema_decay=config.optimizer.ema_decay,
-        ),
+        functools.partial(parts.training.step, schedule=parts.schedule),
         in_shardings=(_shardings(parts.target), by_row),
         out_shardings=(_shardings(parts.target), sharding.replicated(parts.mesh)),
         donate_argnums=0,
@@ -281,16 +282,17 @@ def _compile(parts: Parts, config: ConfigDict) -> jax.stages.Compiled:
     return jitted.lower(parts.target, batch).compile()
 
 
-def _refuse_changes(folder: epath.Path, config: ConfigDict, request: Request) -> None:
-    """Compare the configuration with the one of the newest checkpoint, if there is one."""
+def _refuse_changes(folder: epath.Path, config: ConfigDict, request: Request) -> int | None:
+    """Compare the configuration with the one of the newest checkpoint; return its step, if any."""
     if not (folder / "checkpoints").exists():
-        return
+        return None
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     latest = checkpoints.latest_step()
     stored = None if latest is None else checkpoints.read_json(latest, "meta")["config"]
     checkpoints.close()
     if stored is not None:
         configs.refuse_changes(stored, config, request.allow_change, str(folder))
+    return latest
 
 
 def _summary(
@@ -301,7 +303,10 @@ def _summary(
         name: sum(leaf.size for leaf in jax.tree.leaves(tree))
         for name, tree in parts.target.params.items()
     }
-    height, width = config.data.image_size
+    shape = parts.task.module.example()["image"].shape
+    what = "images" if len(shape) == 3 else "clips"
+    views = parts.readers[0].views
+    crops = f", {views} crops of each" if views > 1 else ""
     train_source, held_out = parts.sources
     classes = (
         f"{train_source.num_classes} classes"
@@ -313,19 +318,27 @@ def _summary(
         for leaf in jax.tree.leaves(parts.target)
     )
     by_name = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items())
+    trained = select(parts.target.params, parts.training.trainable)
+    trained_size = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    if trained_size < sum(counts.values()):
+        by_name += f"; {trained_size / 1e6:.2f} M are trained"
     rate = build.peak_learning_rate(config)
     per_part = config.batch_size // config.run.accumulation
     accumulated = f" in parts of {per_part}" if config.run.accumulation > 1 else ""
     averaged = ", their average" if config.optimizer.ema_decay else ""
+    workers, threads = build.workers_and_threads(config)
+    loading = f"{threads} thread{'' if threads == 1 else 's'}"
+    if workers:
+        loading = f"{workers} worker{'' if workers == 1 else 's'} x {loading}"
     return [
         f"mae_jax {mae_jax.__version__}: {config.model.name} {config.model.size}"
         f" on {config.data.source}, in {request.workdir}",
         f"  model     {sum(counts.values()) / 1e6:.2f} M parameters ({by_name}),"
-        f" {parts.task.method.step_flops() / 1e9:.4g} GFLOP per image and step,"
+        f" {parts.task.step_flops() / 1e9:.4g} GFLOP per {what[:-1]} and step,"
         f" {jnp.dtype(build.compute_dtype(config)).name}",
-        f"  data      {len(train_source):,} images to train on, {len(held_out):,} held out,"
-        f" {classes}; {height} x {width} x {config.data.channels}",
-        f"  schedule  {parts.total_steps:,} steps of {config.batch_size} images{accumulated}"
+        f"  data      {len(train_source):,} {what} to train on, {len(held_out):,} held out,"
+        f" {classes}; {' x '.join(map(str, shape))}; {loading}",
+        f"  schedule  {parts.total_steps:,} steps of {config.batch_size} {what}{crops}{accumulated}"
         f" ({config.epochs:g} epochs), learning rate {rate:.3g}"
         f" after {config.optimizer.warmup_epochs:g} epochs",
         f"  devices   {parts.mesh.size} x {parts.mesh.devices.flat[0].device_kind}"

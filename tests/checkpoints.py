@@ -15,14 +15,14 @@ from mae_jax import build
 from mae_jax import config as configs
 from mae_jax.train.checkpoint import Checkpoints
 from mae_jax.train.state import TrainState
-from tests.helpers import SHRINK
+from tests.helpers import shrunk
 from tests.weights import random_params
 
 
-def tiny_config(**fields: str) -> ConfigDict:
-    """Return the demo's configuration with a tiny model; "__" in a name stands for the dot."""
+def tiny_config(config: str = "demo", **fields: str) -> ConfigDict:
+    """Return a configuration with a tiny model; "__" in a name stands for the dot."""
     more = {name.replace("__", "."): value for name, value in fields.items()}
-    return configs.load_config("demo", SHRINK | more)
+    return configs.load_config(config, shrunk(config) | more)
 
 
 def write_checkpoint(
@@ -60,10 +60,12 @@ def write_checkpoint(
     return workdir
 
 
-def write_params(folder: Path, config: ConfigDict, params: dict[str, Any]) -> Path:
+def write_params(
+    folder: Path, config: ConfigDict, params: dict[str, Any], *, extra: Any | None = None
+) -> Path:
     """Save parameters alone, some parts of a model, as converted weights are kept."""
     checkpoints = Checkpoints(folder / "checkpoints")
     meta = {"config": config.to_dict(), "mae_jax": "0.0.7", "parts": sorted(params)}
-    checkpoints.save_params(params, meta=meta)
+    checkpoints.save_params(params, meta=meta, extra=extra)
     checkpoints.close()
     return folder

@@ -11,6 +11,8 @@ import pytest
 # Before the first array is made. Not by an environment variable, which child processes would see.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Nothing of the tests goes into the user's cache; e2e has one of its own.
+jax.config.update("jax_enable_compilation_cache", False)
 
 from mae_jax.pretrain import mae
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
+
+from mae_jax import build
+from mae_jax import config as configs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +39,25 @@ SHRINK = {
     "eval.val_examples": "32",
     "eval.pictures": "2",
 }
+# More fields, which configs of some methods, or on labelled images, have.
+SHRINK_SOME = {
+    "data.mixup_group": "2",
+    "model.norm_group": "2",
+    "model.pairing_group": "2",
+    "model.stem_dim": "16",
+    "model.frames": "4",
+}
+
+
+def shrunk(name: str) -> dict[str, str]:
+    """Return the fields that make a config run in seconds, of those it has; 0 (off) stays 0."""
+    config = configs.load_config(name)
+    fields = configs.flatten(config)
+    shrink = SHRINK | SHRINK_SOME
+    if "model.depths" in fields:
+        stages = len(build.build_model(config).encoder.depths)
+        shrink |= {"model.depths": ",".join(["1"] * stages) + ","}
+    return {k: v for k, v in shrink.items() if fields.get(k, 0) != 0}
 
 
 def overrides(fields: dict[str, str]) -> list[str]:
@@ -38,16 +65,29 @@ def overrides(fields: dict[str, str]) -> list[str]:
     return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
-def tiny_run(workdir: Path, **fields: str) -> list[str]:
+def tiny_run(workdir: Path, *, config: str = "demo", **fields: str) -> list[str]:
     """Return the flags of a run on the digits of 40 steps, a few milliseconds each.
 
-    Field names take "__" for the dot: `run__save_every="5"`.
+    Field names take "__" for the dot: `run__save_every="5"`. A `config` on 100 labelled digits has
+    12 steps. Images that are enlarged to 64 pixels are enlarged to 32 here.
     """
     more = {name.replace("__", "."): value for name, value in fields.items()}
-    # 4,000 digits in batches of 16 are 250 steps an epoch.
-    shrunk = SHRINK | {"epochs": "0.16", "optimizer.warmup_epochs": "0.04", "eval.every": "20"}
-    shrunk |= {"run.log_every": "5", "run.save_every": "10"}
-    return ["--config=demo", f"--workdir={workdir}", *overrides(shrunk | more)]
+    tiny = shrunk(config)
+    loaded = configs.load_config(config)
+    if loaded.model.image_size == (64, 64):
+        tiny |= {"model.image_size": "32,32"}
+    if loaded.task == "pretrain":
+        # 4,000 digits in batches of 16 are 250 steps an epoch.
+        tiny |= {"epochs": "0.16", "optimizer.warmup_epochs": "0.04", "eval.every": "20"}
+        tiny |= {"run.log_every": "5", "run.save_every": "10"}
+    else:
+        # 100 digits are 6 steps an epoch; all 1,000 others are measured.
+        tiny |= {"eval.batch_size": "200", "eval.every": "4"}
+        tiny |= {"run.log_every": "1", "run.save_every": "4"}
+    return [f"--config={config}", f"--workdir={workdir}", *overrides(tiny | more)]
+
+
+CACHE = ROOT / ".pytest_cache" / "jax"
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -58,10 +98,33 @@ def environment(**extra: str) -> dict[str, str]:
     ours = {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return {**os.environ, **ours, **extra}
+
+
+@contextlib.contextmanager
+def kept_programs(folder: str | None) -> Iterator[None]:
+    """Have this process keep all that it compiles in a folder, as long as the context lasts.
+
+    None: in none so far, but it may be set.
+    """
+    fields = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {field: getattr(jax.config, field) for field in fields}
+    try:
+        for field, value in fields.items():
+            jax.config.update(field, value)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        for field, value in before.items():
+            jax.config.update(field, value)
+        compilation_cache.reset_cache()
 
 
 def start(flags: list[str], **extra: str) -> subprocess.Popen[str]:
@@ -102,20 +165,30 @@ def run(flags: list[str], **extra: str) -> tuple[int, str]:
     return finish(start(flags, **extra))
 
 
+def run_here(flags: list[str]) -> tuple[int, str]:
+    """Run the program in this process, with its devices: quicker. Returns as `run`."""
+    from mae_jax import main as program
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        status = program.main(flags)
+    return status, output.getvalue()
+
+
 def metrics(workdir: Path) -> list[dict[str, Any]]:
     """Return the rows of `metrics.jsonl`."""
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Return every array of a checkpoint by path, read by Orbax alone."""
+def saved_arrays(workdir: Path, step: int, kind: str = "checkpoints") -> dict[str, np.ndarray]:
+    """Return every array of a checkpoint by path, read by Orbax alone; `kind`: or of "best"."""
     import jax
     import orbax.checkpoint as ocp
 
     arrays = {}
-    folder = (workdir / "checkpoints" / str(step)).resolve()
-    for item in ("params", "train", "ema"):
-        if item == "ema" and not (folder / item).exists():  # kept by some runs alone
+    folder = (workdir / kind / str(step)).resolve()
+    for item in ("params", "train", "ema", "extra"):
+        if not (folder / item).exists():  # kept by some runs alone
             continue
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(folder / item)

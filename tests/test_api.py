@@ -8,11 +8,14 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.export
 import numpy as np
+import optax
 import pytest
+import safetensors.numpy
 from PIL import Image
 
-from mae_jax import api
+from mae_jax import api, build
 from mae_jax import config as configs
 from mae_jax import main as program
 from mae_jax.data.sources import digits
@@ -20,8 +23,12 @@ from mae_jax.data.transforms import BadExample
 from mae_jax.errors import ConfigError
 from mae_jax.nn import masking
 from mae_jax.tasks import pictures
+from mae_jax.tools import extract_features, outputs, portable
+from mae_jax.train.best import BestCheckpoint
+from mae_jax.train.state import TrainState
 from tests.checkpoints import tiny_config, write_checkpoint, write_params
 from tests.helpers import saved_arrays, tiny_run
+from tests.weights import normal, quick_jit, random_params
 
 COLOUR = {"model__channels": "3", "data__mean": "0.5,0.4,0.3", "data__std": "0.2,0.25,0.5"}
 
@@ -276,7 +283,7 @@ def test_a_run_without_an_average_has_none_to_give(tmp_path):
 @pytest.mark.parametrize(
     ("group", "field", "value", "message"),
     [
-        ("model", "windows", 4, "unexpected keyword argument 'windows'"),
+        ("model", "windows", 4, "model.windows: a field that model.name 'mae' has not"),
         ("data", "mean", None, "mean"),
         ("model", "size", "vit_g", "model.size 'vit_g' is not one of"),
     ],
@@ -355,6 +362,7 @@ def test_an_encoder_alone_gives_features_and_no_pictures(encoder_alone, model, i
         encoder_alone.logits(images)
 
 
+@pytest.mark.slow
 def test_a_classifier_has_the_encoder_of_the_model(model, images):
     module, params = model.classifier(5, pooling="cls")
     assert params.keys() == {"encoder", "head"}
@@ -383,3 +391,97 @@ def test_a_fine_tuned_classifier_is_loaded_with_its_head(fine_tuned, images):
     for refused in (loaded.encode, lambda images: loaded.plan(len(images))):
         with pytest.raises(ConfigError, match="expected a pre-trained model, got a fine-tuned"):
             refused(images)
+
+
+STATISTICS = {"mean": normal((16,), seed=8), "var": 0.5 + normal((16,), seed=9) ** 2}
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory) -> tuple[api.Pretrained, Path]:
+    """Return a linear probe of 5 classes that was saved with its running statistics, and where."""
+    folder = tmp_path_factory.mktemp("probe")
+    config = tiny_config("linear_probe:demo", **COLOUR, model__depth="1", model__num_classes="5")
+    config = config.copy_and_resolve_references().unlock()
+    config.data.crop_fraction = None  # as of ImageNet: the rule decides
+    module = build.build_model(config)
+    params = random_params(module.init, np.zeros((1, 28, 28, 3), np.float32))
+    write_params(
+        folder, config, params, extra={"batch_stats": {"head": {"batch_norm": STATISTICS}}}
+    )
+    return api.load(folder), folder
+
+
+def test_a_linear_probe_normalises_with_its_running_statistics(probe, images):
+    loaded, _ = probe
+    inputs = loaded.task.inputs({"image": images})["image"]
+
+    def encode_all(module, x):
+        return module.encoder.encode_all(module.unit.split(x))
+
+    variables = {"params": loaded.params}
+    tokens = quick_jit(lambda x: loaded.module.apply(variables, x, method=encode_all))(inputs)
+    features = (tokens[:, 0] - STATISTICS["mean"][None]) / np.sqrt(STATISTICS["var"][None] + 1e-6)
+    np.testing.assert_allclose(loaded.features(images), features, atol=1e-5)
+    linear = loaded.params["head"]["linear"]
+    logits = features @ linear["kernel"] + linear["bias"][None]
+    np.testing.assert_allclose(loaded.logits(images), logits, atol=1e-5)
+    # An image's answer does not depend on the others of its batch.
+    np.testing.assert_allclose(loaded.logits(images[:1]), logits[:1], atol=1e-5)
+
+
+def test_a_linear_probe_without_its_statistics_is_refused(probe, tmp_path):
+    loaded, _ = probe
+    write_params(tmp_path, loaded.config, loaded.params)
+    assert "it has no item 'extra'" in refusal(tmp_path)
+
+
+def test_a_linear_probe_is_exported_with_its_statistics(probe, images):
+    loaded, _ = probe
+    program = portable.program(loaded, outputs.choose(loaded, "logits"))
+    found = jax.export.deserialize(bytearray(program)).call(images)
+    np.testing.assert_allclose(found, loaded.logits(images), atol=1e-5)
+    arrays = safetensors.numpy.load(portable.parameters(loaded))
+    for name, expected in STATISTICS.items():
+        np.testing.assert_array_equal(arrays[f"batch_stats/head/batch_norm/{name}"], expected)
+    assert arrays["head/linear/kernel"].shape == (16, 5)
+
+
+def test_features_of_a_linear_probe_are_extracted_as_the_library_has_them(probe, tmp_path):
+    loaded, folder = probe
+    pixels = np.random.default_rng(3).integers(0, 256, (6, 40, 36, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    flags = [f"--checkpoint={folder}", f"--out={tmp_path / 'out'}", "--source=folder"]
+    flags += [f"--path={tmp_path / 'images'}", "--split=all", "--batch_size=8", "--shard_size=8"]
+    assert extract_features.main(flags) == 0
+    (file,) = (tmp_path / "out").glob("*.npz")
+    expected = loaded.features(loaded.prepare(list(pixels)))
+    np.testing.assert_allclose(np.load(file)["features"], expected, atol=1e-5)
+
+
+def test_the_best_checkpoint_of_a_run_is_its_average_where_one_is_kept(probe, tmp_path):
+    loaded, _ = probe
+    meta = {"config": loaded.config.to_dict()}
+    best = BestCheckpoint(tmp_path / "best", "val/top1", meta)
+    state = TrainState.create(loaded.params, loaded.extra, optax.identity(), averaged=True)
+    average = jax.tree.map(lambda p: 2 * p, loaded.params)
+    best.keep(state.replace(step=np.int32(7), ema=average), {"val/top1": 50.0})
+    best.close()
+    for place in (tmp_path / "best", tmp_path / "best" / "7"):
+        for averaged in (None, True):
+            again = api.load(place, averaged=averaged)
+            assert (again.step, again.averaged) == (7, True)
+            assert_same(again.params, average)
+            assert_same(again.extra, loaded.extra)
+    plain = BestCheckpoint(tmp_path / "plain", "val/top1", meta)
+    plain.keep(state.replace(step=np.int32(7), ema=None), {"val/top1": 50.0})
+    plain.close()
+    assert not api.load(tmp_path / "plain").averaged
+    assert "holds no averaged parameters" in refusal(tmp_path / "plain", averaged=True)
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -44,8 +44,8 @@ def test_variants_reach_get_config():
     assert (long_raw.epochs, long_raw.model.norm_pix_loss) == (1600.0, False)
     with pytest.raises(ConfigError, match="variant '900ep' is not one of 800ep, 1600ep"):
         configs.load_config("vit_l:900ep")
-    with pytest.raises(ConfigError, match="demo has no variants, got 'big'"):
-        configs.load_config("demo:big")
+    with pytest.raises(ConfigError, match="folder has no variants, got 'big'"):
+        configs.load_config("folder:big")
 
 
 def test_overrides_take_the_type_of_the_field():
@@ -134,6 +134,17 @@ def test_a_config_of_another_model_is_refused():
     stored = json.loads(configs.to_json(configs.load_config("vit_b")))
     with pytest.raises(ConfigError, match=r"model.size is 'vit_l', but here was made with 'vit_b'"):
         configs.refuse_changes(stored, configs.load_config("vit_l"), [], "here")
+
+
+def test_a_long_value_that_has_changed_is_shown_in_part():
+    config = configs.load_config("m3ae:demo")
+    stored = json.loads(configs.to_json(config))
+    stored["data"]["vocabulary"] = "{" + 10_000 * "x"
+    with pytest.raises(
+        ConfigError, match=r"^data.vocabulary is '', but here was made with"
+    ) as error:
+        configs.refuse_changes(stored, config, [], "here")
+    assert len(str(error.value)) < 250
 
 
 def test_recipe_numbers_are_the_papers():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from mae_jax.errors import ConfigError
-from mae_jax.files import completed
+from mae_jax.files import completed, encode_picture
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
@@ -79,3 +83,19 @@ def test_a_place_that_cannot_be_written_is_named():
     place = completed(epath.Path("/dev/null/a"))
     with pytest.raises(ConfigError, match="--out: cannot write /dev/null/a: File exists"):
         place.__enter__()
+
+
+def test_a_picture_is_a_png_and_a_film_a_gif():
+    film = np.zeros((5, 40, 30, 3), np.uint8)
+    film[np.arange(5), :, np.arange(5) * 6] = 255  # a bar that moves
+    encoded, suffix = encode_picture(film[2])
+    assert suffix == ".png"
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encoded))), film[2])
+    encoded, suffix = encode_picture(film)
+    assert suffix == ".gif"
+    with Image.open(io.BytesIO(encoded)) as shown:
+        assert shown.n_frames == 5
+        assert shown.info["loop"] == 0  # for ever
+        for number in range(5):
+            shown.seek(number)
+            np.testing.assert_array_equal(np.asarray(shown.convert("RGB")), film[number])

@@ -21,25 +21,31 @@ ALLOWED = {
     "models": {"errors", "types", "nn", "losses", "models"},
     "pretrain": {"errors", "types", "nn", "models", "pretrain"},
     "tasks": {"errors", "types", "losses", "models", "pretrain", "tasks"},
-    "train": {"errors", "types", "train"},
+    "train": {"errors", "types", "files", "train"},
     "build": {
         *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
         *("train", "lookup"),
     },
     "run": {
         *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
-        *("train", "build", "api", "__init__"),
+        *("train", "build", "api", "request", "__init__"),
+    },
+    "request": set(),
+    "measurements": {"errors", "data", "models", "tasks", "train", "build", "api"},
+    "measure": {
+        *("errors", "config", "files", "train", "build", "api", "measurements", "request"),
+        "__init__",
     },
     "api": {
         *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
         *("train", "build", "__init__"),
     },
     "convert": {
-        *("errors", "types", "files", "recipes", "nn", "pretrain", "train", "build", "api"),
-        *("convert", "__init__"),
+        *("errors", "types", "files", "recipes", "nn", "models", "pretrain", "train", "build"),
+        *("api", "convert", "__init__"),
     },
     "flags": {"errors", "config"},
-    "main": {"errors", "config", "flags", "run"},
+    "main": {"errors", "config", "flags", "request", "run", "measure"},
     "tools": {
         *("errors", "types", "config", "flags", "nn", "data", "models", "tasks", "train", "build"),
         *("api", "convert", "files", "tools", "__init__"),
@@ -52,11 +58,14 @@ FORBIDDEN = {
     "config": {"jax", "flax", "optax"},
     "errors": {"jax", "flax"},
     "flags": {"jax", "flax", "optax", "numpy"},
+    "request": {"jax", "flax", "optax", "numpy"},
 }
 # Modules that a wrong flag or --help must not load.
 LIGHT = (
-    *("main", "flags", "config", "recipes", "errors", "tools/__init__", "tools/visualize"),
-    *("tools/extract_features", "tools/export", "tools/convert_checkpoint"),
+    *("main", "flags", "request", "config", "recipes", "errors", "tools/__init__"),
+    *("tools/family_table", "tools/bench"),
+    *("tools/visualize", "tools/extract_features", "tools/export", "tools/convert_checkpoint"),
+    "tools/prepare_data",
 )
 
 

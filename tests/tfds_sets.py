@@ -1,7 +1,8 @@
-"""A tiny set named `imagenet2012`, prepared without TensorFlow, as array_record or TFRecord."""
+"""Tiny sets, prepared without TensorFlow: `imagenet2012` in two formats, and one with captions."""
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import struct
@@ -25,8 +26,9 @@ def jpeg(number: int, size: tuple[int, int] = (80, 60)) -> bytes:
     return file.getvalue()
 
 
-def prepare(folder: Path) -> Path:
-    """Prepare 20 + 16 JPEGs in a TFDS data folder; returns the folder of the set.
+@functools.cache
+def imagenet() -> type[tfds.core.GeneratorBasedBuilder]:
+    """Return the class of 20 + 16 JPEGs; TFDS lets a process register a name once.
 
     The name hides the class that TFDS has of it, so that the set is found as ImageNet is.
     """
@@ -56,8 +58,56 @@ def prepare(folder: Path) -> Path:
                 image = io.BytesIO(jpeg(number))
                 yield number, {"image": image, "label": number % 7, "file_name": f"{number}.JPEG"}
 
-    Imagenet2012(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return Imagenet2012
+
+
+def prepare(folder: Path) -> Path:
+    """Prepare the JPEGs of `imagenet` in a TFDS data folder; returns the folder of the set."""
+    imagenet()(data_dir=str(folder), file_format="array_record").download_and_prepare()
     return folder / "imagenet2012" / VERSION
+
+
+CAPTIONS = ("an öwl", "moss", "green moss", "two owls", "a stone", "")
+
+
+def prepare_captioned(folder: Path) -> Path:
+    """Prepare three JPEGs with a title and two captions each, named as in coco_captions."""
+
+    class Captioned(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            text = tfds.features.Text()
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(encoding_format="jpeg"),
+                        "image/id": np.int64,
+                        "image/title": text,
+                        "captions": tfds.features.Sequence({"id": np.int64, "text": text}),
+                    }
+                ),
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            for number in range(3):
+                texts = CAPTIONS[2 * number : 2 * number + 2]
+                yield (
+                    number,
+                    {
+                        "image": io.BytesIO(jpeg(number)),
+                        "image/id": number,
+                        "image/title": texts[0],
+                        "captions": [{"id": number, "text": text} for text in texts],
+                    },
+                )
+
+    Captioned(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return folder / "captioned" / "1.0.0"
 
 
 def as_tfrecord(prepared: Path, folder: Path, shards: int = 3) -> Path:

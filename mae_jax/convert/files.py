@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_jax.convert import linen
 from mae_jax.errors import ConfigError
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
@@ -22,6 +23,12 @@ SAFETENSORS, SHARDS, TORCH = (
 )
 
 
+# Constant indices, which the authors of Swin and others save beside the parameters.
+INTEGERS = "*relative_position_index"
+# Of parameters, and of those: as PyTorch and as safetensors call them.
+DTYPES, SHORT_DTYPES = ("float32", "int64"), ("F32", "I64")
+
+
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """What a file or a folder of another library holds.
@@ -29,7 +36,7 @@ class Stored:
     Attributes:
       name: of the file or folder, for messages.
       kind: of file.
-      state: float32 arrays by name.
+      state: float32 arrays by name; int64 by a name like `INTEGERS`.
       args: flags of the training script, where the file has kept them.
       config: `config.json` of transformers; {} without one.
       preprocessor: `preprocessor_config.json` of transformers; {} without one.
@@ -51,7 +58,8 @@ def read(path: Path, ignore: Sequence[str] = ()) -> Stored:
       ignore: names of arrays to leave out; `*`, `?` and `[]` as in a shell.
 
     Raises:
-      ConfigError: if it is none of these, is damaged, or an array is not float32; names it.
+      ConfigError: if it is none of these, is damaged, or an array is not float32 (or int64 by its
+        name); names it.
     """
     wanted = _Wanted(ignore)
     if path.is_dir():
@@ -88,6 +96,8 @@ def _read_file(path: Path, wanted: Callable[[str], bool]) -> Stored:
     # First: the length of its header, which comes before the brace, may begin as a pickle does.
     if start[8:] == b"{":
         return Stored(path.name, "safetensors file", _read_safetensors(path, wanted))
+    if start.startswith(PICKLE) and start[1] >= 4:  # PyTorch's own are of protocol 2
+        return Stored(path.name, "pickle of a linen tree", linen.read(path, wanted))
     if start.startswith((ZIP, PICKLE)):
         state, args = _read_torch(path, wanted, mapped=start.startswith(ZIP))
         return Stored(path.name, "PyTorch file", state, args=args)
@@ -147,9 +157,7 @@ def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> dict[str, np
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             for name in sorted(filter(wanted, file.keys())):
-                dtype = file.get_slice(name).get_dtype()
-                if dtype != "F32":
-                    raise _not_float32(path, name, dtype)
+                _check_dtype(path, name, SHORT_DTYPES, file.get_slice(name).get_dtype())
                 state[name] = file.get_tensor(name)
     except (safetensors.SafetensorError, OSError) as error:
         raise ConfigError(f"{path}: a damaged safetensors file: {_one_line(error)}") from error
@@ -178,7 +186,9 @@ def _read_torch(
         ) from error
     if not isinstance(stored, dict):
         raise ConfigError(f"{path}: expected a dict of tensors, got {type(stored).__name__}")
-    tensors = stored["model"] if isinstance(stored.get("model"), dict) else stored
+    # "module" is where deepspeed keeps them.
+    inner = (stored.get(name) for name in ("model", "module"))
+    tensors = next((tree for tree in inner if isinstance(tree, dict)), stored)
     state: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         if not wanted(str(name)):
@@ -189,8 +199,7 @@ def _read_torch(
         # A small file can claim a huge tensor, all of whose numbers are one and the same.
         if not dense or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise ConfigError(f"{path}: {name}: expected a dense tensor with all its values")
-        if tensor.dtype is not torch.float32:
-            raise _not_float32(path, name, str(tensor.dtype).removeprefix("torch."))
+        _check_dtype(path, str(name), DTYPES, str(tensor.dtype).removeprefix("torch."))
         state[str(name)] = tensor.detach().numpy()
     args = stored.get("args")
     return state, vars(args) if isinstance(args, argparse.Namespace) else {}
@@ -206,8 +215,11 @@ def _import_torch(path: Path) -> Any:
     return torch
 
 
-def _not_float32(path: Path, name: str, dtype: str) -> ConfigError:
-    return ConfigError(f"{path}: {name}: expected float32, got {dtype}")
+def _check_dtype(path: Path, name: str, known: tuple[str, str], dtype: str) -> None:
+    """Refuse an array of another dtype than its name asks for."""
+    number = int(fnmatch.fnmatchcase(name, INTEGERS))
+    if dtype != known[number]:
+        raise ConfigError(f"{path}: {name}: expected {DTYPES[number]}, got {dtype}")
 
 
 def _one_line(error: Exception) -> str:

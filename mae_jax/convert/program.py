@@ -8,6 +8,8 @@ from pathlib import Path
 from etils import epath
 
 from mae_jax.convert import files, incoming, outgoing, weights
+from mae_jax.convert.families import family_of
+from mae_jax.convert.reader import Told
 from mae_jax.errors import ConfigError
 from mae_jax.files import completed, refuse_existing
 
@@ -29,8 +31,8 @@ def convert(flags: argparse.Namespace) -> None:
         lines = [f"{flags.src}: a checkpoint of ours, {which}", *incoming.lines_of(converted)]
     else:
         stored = files.read(Path(flags.src).expanduser(), flags.ignore)
-        told = {name: getattr(flags, name) for name in incoming.Told.__dataclass_fields__}
-        converted, lines = incoming.weights_of(stored, incoming.Told(**told))
+        told = {name: getattr(flags, name) for name in Told.__dataclass_fields__}
+        converted, lines = incoming.weights_of(stored, Told(**told))
     print("\n".join(lines))
     to = flags.to or "mae_jax"
     with completed(destination, field="DST", replace=False) as temporary:
@@ -39,6 +41,9 @@ def convert(flags: argparse.Namespace) -> None:
             weights.write(path, converted, source=Path(flags.src).name)
         else:
             outgoing.WRITERS[to](path, converted)
+            caution = family_of(converted.config).caution(converted.config)
+            if caution and "decoder" in converted.parts:
+                print(f"  note       {caution}")
     left_out = ", without the decoder" * (to == "timm" and "decoder" in converted.parts)
     print(f"wrote {destination} ({to}{left_out})")
 
@@ -50,6 +55,6 @@ def _refuse_told(flags: argparse.Namespace) -> None:
             f"--to: expected {', '.join(outgoing.WRITERS)}, for {flags.src} is a checkpoint of ours"
             " already"
         )
-    for name in (*incoming.Told.__dataclass_fields__, "ignore"):
+    for name in (*Told.__dataclass_fields__, "ignore"):
         if getattr(flags, name) not in (None, []):
             raise ConfigError(f"--{name}: {flags.src} is a checkpoint of ours, which tells it")

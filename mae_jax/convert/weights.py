@@ -16,13 +16,11 @@ from ml_collections import ConfigDict
 
 import mae_jax
 from mae_jax import api, build
-from mae_jax.errors import ConfigError
-from mae_jax.nn.pos_embed import sincos_2d
+from mae_jax.convert.families import family_of
+from mae_jax.convert.layouts import Layout
+from mae_jax.convert.reader import PRETRAINED
 from mae_jax.train.checkpoint import Checkpoints
 from mae_jax.types import Params
-
-PRETRAINED = ("encoder", "decoder")
-CLASSIFIER = ("encoder", "head")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,31 +42,35 @@ def model_of(config: ConfigDict) -> Any:
     """Return the pre-training model or the classifier of a configuration.
 
     Raises:
-      ConfigError: if it is another model than MAE, or one that nobody else has.
+      ConfigError: if nobody else has such a model.
     """
-    model = config.model
-    if model.name != "mae" or model.mask_tokens_in_encoder:
-        ours = "model.mask_tokens_in_encoder" if model.name == "mae" else f"model.name {model.name}"
-        raise ConfigError(f"{ours}: other libraries have no such model, it cannot be converted")
+    family_of(config)
     return build.build_model(config)
+
+
+def depths_of(config: ConfigDict) -> tuple[int, ...]:
+    """Return the blocks of each stage of the encoder, by which others count them."""
+    return model_of(config).encoder.depths
 
 
 def shapes(config: ConfigDict, parts: Sequence[str]) -> dict[str, jax.ShapeDtypeStruct]:
     """Return shape and dtype of each parameter by our path."""
-    return flat(api.abstract_params(model_of(config), config, parts))
+    return flat(api.abstract_variables(model_of(config), config, parts)[0])
 
 
-def fixed_tables(config: ConfigDict, parts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the tables that others store and our model computes, by the path they would have."""
+def fixed_tables(config: ConfigDict, parts: Sequence[str], layout: Layout) -> dict[str, np.ndarray]:
+    """Return the tables that our model computes and others, who have a place for them, store.
+
+    By the path that they would have with us.
+    """
     model = model_of(config)
     tables = {}
     if model.encoder.positions == "fixed":
-        tables["encoder/pos_embed"] = model.encoder.embed_dim
+        tables["encoder/pos_embed"] = model.encoder.fixed_table()
     if "decoder" in parts:
-        tables["decoder/pos_embed"] = model.decoder.embed_dim
-    rows = ((int(model.encoder.use_cls_token), 0), (0, 0))
-    grid = model.unit.grid_size
-    return {path: np.pad(sincos_2d(width, grid), rows)[None] for path, width in tables.items()}
+        rows = ((int(model.encoder.use_cls_token), 0), (0, 0))
+        tables["decoder/pos_embed"] = np.pad(model.decoder.fixed_table(), rows)[None]
+    return {path: table for path, table in tables.items() if layout.holds([path])}
 
 
 def flat(params: Params) -> dict[str, Any]:

@@ -8,9 +8,6 @@ example's position in the endless stream *before* the stream is cut into batches
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,37 +15,36 @@ import grain
 import numpy as np
 from absl import flags
 
-from mae_jax.data.sources import Source
-from mae_jax.data.transforms import BadExample, Decode, Transform
+from mae_jax.data.processes import available_cores, end_with_parent
+from mae_jax.data.readers import Reader
+from mae_jax.data.sources import Source, allowed_bad
+from mae_jax.data.transforms import BadExample
 from mae_jax.errors import ConfigError
 
 MAX_TRIES = 100  # examples in a row that may be bad
-ALLOWED_BAD = 10  # in any case: a share says little about a few images
 
 _named: dict[str, object] = {}  # bad examples that this process has named
 
 
 class LoadExample(grain.transforms.RandomMap):
-    """Read, decode and transform the example of an index, or the next good one.
+    """Read the example of an index, or the next good one.
 
     Attributes:
       source: where examples come from.
-      decode: bytes or array -> uint8 [H, W, C].
-      transform: what follows; all its images must have one shape.
+      read: makes arrays of what it gives.
     """
 
-    def __init__(self, source: Source, decode: Decode, transform: Transform):
+    def __init__(self, source: Source, read: Reader):
         self.source = source
-        self.decode = decode
-        self.transform = transform
+        self.read = read
 
     def random_map(self, element: int, rng: np.random.Generator) -> dict[str, Any]:
         """Load example `element`.
 
         Returns:
-          `image` uint8 [H, W, C]; `label` int32, -1 for none; `index` int32, of the example that
-          was read; `asked` int32, of the one that was asked for; `replaced` bool, whether the two
-          differ.
+          What the reader makes of it, `image` for one; `label` int32, -1 for none; `index` int32,
+          of the example that was read; `asked` int32, of the one that was asked for; `replaced`
+          bool, whether the two differ.
 
         Raises:
           ConfigError: if this and the following examples are all bad.
@@ -58,13 +54,13 @@ class LoadExample(grain.transforms.RandomMap):
         for step in range(tries):
             index = (int(element) + step) % len(self.source)
             try:
-                image, label = self._load(index, rng)
+                arrays, label = self._load(index, rng)
             except (BadExample, OSError) as error:
                 reason = _one_line(error)
                 self._name_once(index, reason)
                 continue
             return {
-                "image": image,
+                **arrays,
                 "label": np.int32(label),
                 "index": np.int32(index),
                 "asked": np.int32(element),
@@ -83,9 +79,9 @@ class LoadExample(grain.transforms.RandomMap):
             return _one_line(error)
         return "cannot be read at times"
 
-    def _load(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    def _load(self, index: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], int]:
         example = self.source[index]
-        return self.transform(self.decode(example["image"]), rng), example["label"]
+        return self.read(example, rng, exif=self.source.exif), example["label"]
 
     def _name_once(self, index: int, reason: str) -> None:
         mark = object()
@@ -97,8 +93,9 @@ class LoadExample(grain.transforms.RandomMap):
 class TrainBatches:
     """The training batches of this process, for ever; see `train_batches`.
 
-    Counts the bad examples that were asked for in the batches handed out so far, each once. The
-    count starts anew where a run resumes, for the files may have been mended.
+    Counts the bad examples that were asked for in the batches handed out so far, each once, and so
+    the JPEGs that `mae_jax.data.fast` left to Pillow. The counts start anew where a run resumes,
+    for the files may have been mended.
     """
 
     def __init__(
@@ -111,6 +108,7 @@ class TrainBatches:
         self._load = load
         self._max_bad_share = max_bad_share
         self._bad: set[int] = set()
+        self._by_pillow: set[int] | None = None  # until a reader tells
 
     def __iter__(self) -> TrainBatches:
         return self
@@ -123,8 +121,11 @@ class TrainBatches:
         """
         batch = next(self._batches)
         self._bad.update(batch["asked"][batch["replaced"]].tolist())
+        if "by_pillow" in batch:
+            self._by_pillow = self._by_pillow or set()
+            self._by_pillow.update(batch["index"][batch["by_pillow"]].tolist())
         examples = len(self._load.source)
-        allowed = max(ALLOWED_BAD, int(self._max_bad_share * examples))
+        allowed = allowed_bad(self._max_bad_share, examples)
         if len(self._bad) > allowed:
             one = min(self._bad)
             raise ConfigError(
@@ -135,8 +136,9 @@ class TrainBatches:
         return batch
 
     def scalars(self) -> dict[str, float]:
-        """Return `bad_examples`, the number of different ones so far."""
-        return {"bad_examples": float(len(self._bad))}
+        """Return `bad_examples` and `jpegs_by_pillow`, the number of different ones so far."""
+        counts = {"bad_examples": self._bad, "jpegs_by_pillow": self._by_pillow}
+        return {name: float(len(met)) for name, met in counts.items() if met is not None}
 
     def close(self) -> None:
         """End the threads and processes that load."""
@@ -145,9 +147,8 @@ class TrainBatches:
 
 def train_batches(
     source: Source,
-    transform: Transform,
+    read: Reader,
     *,
-    channels: int,
     batch_size: int,
     seed: int,
     start_step: int = 0,
@@ -164,8 +165,7 @@ def train_batches(
 
     Args:
       source: where examples come from.
-      transform: applied to each decoded image, with a generator of its own.
-      channels: see `Decode`.
+      read: makes arrays of each example, with a generator of its own.
       batch_size: examples in the global batch; process p has the rows of the p-th equal part.
       seed: of order and augmentation, in [0, 2**32).
       start_step: number of batches to leave out; costs nothing.
@@ -175,30 +175,25 @@ def train_batches(
         process does; call `close()` on the iterator to end them before.
       threads: threads that load, each a whole batch, in each worker; None chooses, 0 loads in the
         call of `next`.
-      max_bad_share: share of the examples that may be bad and replaced, in [0, 1]; `ALLOWED_BAD`
-        may be in any case. Each process counts those that it was asked for.
+      max_bad_share: share of the examples that may be bad and replaced, in [0, 1]; see
+        `allowed_bad`. Each process counts those that it was asked for.
 
     Returns:
       An iterator over dicts of `image` uint8 [B, H, W, C], `label`, `index` and `asked` int32 [B],
-      and `replaced` bool [B], where B = batch_size / process_count; see `LoadExample`.
+      and `replaced` bool [B], where B = batch_size x views / process_count; see `LoadExample`; and
+      what else the reader makes. The views of an example are rows one after the other.
 
     Raises:
       ConfigError: if `batch_size` cannot be divided, or `max_bad_share` is out of bounds.
     """
-    if not 0 <= max_bad_share <= 1:
-        raise ConfigError(f"data.max_bad_share: expected in [0, 1], got {max_bad_share}")
+    check_bad_share(max_bad_share)
     local = _local_batch_size(batch_size, process_count)
-    load = LoadExample(source, Decode(channels, exif=source.exif), transform)
-    batches = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .repeat(None)
-        .random_map(load)
-        .batch(local)[process_index::process_count][start_step:]
-    )
+    load = LoadExample(source, read)
+    examples = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+    batches = _batched(examples.random_map(load), local, read.views)
+    batches = batches[process_index::process_count][start_step:]
     if threads is None:
-        threads = 4 if workers else _default_threads()
+        threads = default_threads(workers, available_cores())
     dataset = batches.to_iter_dataset(_read_options(threads))
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain 0.2.18 reads a flag of its own (google/grain #1355)
@@ -207,6 +202,16 @@ def train_batches(
             grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_end_with_parent
         )
     return TrainBatches(iter(dataset), load, max_bad_share)
+
+
+def check_bad_share(share: float) -> None:
+    """Refuse a share of bad examples that is none.
+
+    Raises:
+      ConfigError: if it is not in [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"data.max_bad_share: expected in [0, 1], got {share}")
 
 
 class EvalBatches:
@@ -220,7 +225,8 @@ class EvalBatches:
         return len(self._weights)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        batches = iter(self._batches.to_iter_dataset(_read_options(_default_threads())))
+        options = _read_options(default_threads(0, available_cores()))
+        batches = iter(self._batches.to_iter_dataset(options))
         try:
             for batch, weight in zip(batches, self._weights, strict=True):
                 yield {**batch, "weight": weight}
@@ -230,9 +236,8 @@ class EvalBatches:
 
 def eval_batches(
     source: Source,
-    transform: Transform,
+    read: Reader,
     *,
-    channels: int,
     batch_size: int,
     limit: int | None = None,
     examples: Sequence[int] | None = None,
@@ -243,8 +248,7 @@ def eval_batches(
 
     Args:
       source: where examples come from.
-      transform: applied to each decoded image; what it draws is the same in each iteration.
-      channels: see `Decode`.
+      read: makes arrays of each example; what it draws is the same in each iteration.
       batch_size: examples in the global batch, divided as in `train_batches`.
       limit: use this many examples, evenly spaced; None uses all.
       examples: use these in their order, by index, at least one; None: those of `limit`.
@@ -267,17 +271,29 @@ def eval_batches(
     steps = -(-count // batch_size)
     position = np.arange(steps * batch_size)
     indices = chosen[position % count]
-    load = LoadExample(source, Decode(channels, exif=source.exif), transform)
-    batches = grain.MapDataset.source(indices.tolist()).seed(0).random_map(load).batch(local)
-    weights = (position < count).astype(np.float32).reshape(steps, process_count, local)
+    examples = (
+        grain.MapDataset.source(indices.tolist()).seed(0).random_map(LoadExample(source, read))
+    )
+    batches = _batched(examples, local, read.views)
+    counted = (position < count).astype(np.float32).repeat(read.views)
+    weights = counted.reshape(steps, process_count, local * read.views)
     return EvalBatches(batches[process_index::process_count], weights[:, process_index])
 
 
-def available_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _batched(
+    examples: grain.MapDataset[dict[str, Any]], batch_size: int, views: int
+) -> grain.MapDataset[dict[str, Any]]:
+    """Return batches of examples; of several views of each, every one becomes a row."""
+    batches = examples.batch(batch_size)
+    if views == 1:
+        return batches
+
+    def to_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = {name: x.repeat(views, axis=0) for name, x in batch.items() if name != "image"}
+        image = batch["image"]
+        return rows | {"image": image.reshape(-1, *image.shape[2:])}
+
+    return batches.map(to_rows)
 
 
 def default_workers(cores: int) -> int:
@@ -285,12 +301,13 @@ def default_workers(cores: int) -> int:
     return 0 if cores <= 8 else cores // 4
 
 
+def default_threads(workers: int, cores: int) -> int:
+    """Return how many threads load in each worker, or in this process if there is none."""
+    return min(cores, 8) if workers == 0 else min(4, max(1, cores // workers))
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _default_threads() -> int:
-    return min(available_cores(), 8)
 
 
 def _read_options(threads: int) -> grain.ReadOptions:
@@ -307,12 +324,5 @@ def _local_batch_size(batch_size: int, process_count: int) -> int:
 
 
 def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    """End this worker when its parent dies: Grain's workers outlive a parent that is killed."""
     del worker_index, worker_count
-
-    def watch() -> None:
-        if (parent := multiprocessing.parent_process()) is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+    end_with_parent()

@@ -17,6 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mae_jax.errors import ConfigError
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+# Interpolation: one of Pillow's, or (image [H, W, C], (height, width)) -> image.
+Resample = Image.Resampling | Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 MAX_PIXELS = 89_478_485  # Pillow's limit; Pillow itself only warns up to twice as many
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of channels
@@ -44,14 +46,21 @@ class Decode:
     exif: bool = False
 
     def __call__(self, data: bytes | np.ndarray) -> np.ndarray:
+        """Decode one image; see `read`."""
+        return self.read(data)[0]
+
+    def read(self, data: bytes | np.ndarray) -> tuple[np.ndarray, bool]:
         """Decode one image.
+
+        Returns:
+          The pixels, and whether it is a JPEG that `mae_jax.data.fast` had to leave to Pillow.
 
         Raises:
           BadExample: if the image is damaged, cut off, of another kind, or above `MAX_PIXELS`.
           ConfigError: if encoded images cannot have `channels` channels.
         """
         if isinstance(data, np.ndarray):
-            return self._from_array(data)
+            return self._from_array(data), False
         if self.channels not in MODES:
             raise ConfigError(
                 f"model.channels: expected 1, 3 or 4 with encoded images, got {self.channels}"
@@ -62,13 +71,18 @@ class Decode:
                     raise BadExample(
                         f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
                     )
-                return self._to_mode(ImageOps.exif_transpose(image) if self.exif else image)
+                return self._pixels(image, data)
         except BadExample:
             raise
         except UnidentifiedImageError as error:  # its message is the address of an object
             raise BadExample("not an image of a kind that Pillow knows") from error
         except Exception as error:  # a damaged file raises nearly anything, SyntaxError included
             raise BadExample(f"{type(error).__name__}: {error}") from error
+
+    def _pixels(self, image: Image.Image, data: bytes) -> tuple[np.ndarray, bool]:
+        """Return what `read` does; `image` is `data` opened."""
+        del data
+        return self._to_mode(ImageOps.exif_transpose(image) if self.exif else image), False
 
     def _to_mode(self, image: Image.Image) -> np.ndarray:
         mode = MODES[self.channels]
@@ -100,36 +114,34 @@ class RandomResizedCrop:
 
     Ten boxes are tried: area uniform in `scale` x the image's, log of the aspect ratio uniform;
     then the largest central box with a ratio in `ratio` is taken. The box is cut first and resized
-    by antialiased bicubic interpolation, so that pixels outside it do not count.
+    by antialiased interpolation, so that pixels outside it do not count.
 
     Attributes:
       size: (height, width) of the result.
       scale: smallest and largest share of the image's area.
       ratio: smallest and largest width / height of the box.
+      resample: interpolation.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    resample: Resample = Image.Resampling.BICUBIC
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Crop and resize one image [H, W, C]."""
         top, left, height, width = self.box(image.shape[0], image.shape[1], rng)
-        return _resize(image[top : top + height, left : left + width], self.size)
+        box = image[top : top + height, left : left + width]
+        return resize(box, self.size, self.resample)
 
     def box(
         self, image_height: int, image_width: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
         """Draw (top, left, height, width) of a box that lies within the image."""
         for _ in range(10):
-            area = image_height * image_width * rng.uniform(*self.scale)
-            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
-            width = round(math.sqrt(area * ratio))
-            height = round(math.sqrt(area / ratio))
+            height, width = self._sides(image_height * image_width, rng)
             if 0 < width <= image_width and 0 < height <= image_height:
-                top = int(rng.integers(image_height - height + 1))
-                left = int(rng.integers(image_width - width + 1))
-                return top, left, height, width
+                return _place(image_height, image_width, height, width, rng)
         width, height = image_width, image_height
         if width / height < self.ratio[0]:
             height = max(1, round(width / self.ratio[0]))
@@ -137,16 +149,48 @@ class RandomResizedCrop:
             width = max(1, round(height * self.ratio[1]))
         return (image_height - height) // 2, (image_width - width) // 2, height, width
 
+    def _sides(self, image_area: int, rng: np.random.Generator) -> tuple[int, int]:
+        area = image_area * rng.uniform(*self.scale)
+        ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+        return round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCropClamped(RandomResizedCrop):
+    """Draw one box, whose sides are cut down to the image's, as MAE's linear probe does.
+
+    Boxes that do not fit are not drawn again, so that large ones are as likely as `scale` says;
+    those that are cut down have another area and ratio. A side is at least one pixel.
+
+    Source: the released code of MAE's linear probe (main_linprobe.py).
+    """
+
+    def box(
+        self, image_height: int, image_width: int, rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """Draw (top, left, height, width) of a box that lies within the image."""
+        height, width = self._sides(image_height * image_width, rng)
+        height, width = min(max(height, 1), image_height), min(max(width, 1), image_width)
+        return _place(image_height, image_width, height, width, rng)
+
 
 @dataclasses.dataclass(frozen=True)
 class HorizontalFlip:
-    """Mirror left and right with `probability`."""
+    """Mirror left and right with `probability`.
+
+    Attributes:
+      probability: in [0, 1].
+      mirror: does it; None: a view is made, which is copied slowly when a batch is.
+    """
 
     probability: float = 0.5
+    mirror: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Flip one image [H, W, C], or not."""
-        return image[:, ::-1] if rng.random() < self.probability else image
+        if rng.random() >= self.probability:
+            return image
+        return image[:, ::-1] if self.mirror is None else self.mirror(image)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +205,12 @@ class CenterCrop:
     Attributes:
       size: (height, width) of the result.
       fraction: in (0, 1].
+      resample: interpolation.
     """
 
     size: tuple[int, int]
     fraction: float = 0.875
+    resample: Resample = Image.Resampling.BICUBIC
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Resize and crop one image [H, W, C]; nothing is drawn from `rng`.
@@ -173,7 +219,7 @@ class CenterCrop:
           BadExample: if the image is so long that it would have to be enlarged beyond `MAX_PIXELS`.
         """
         del rng
-        image = _resize_to_cover(image, self.size, self.fraction)
+        image = resize_to_cover(image, self.size, self.fraction, self.resample)
         top = round((image.shape[0] - self.size[0]) / 2)
         left = round((image.shape[1] - self.size[1]) / 2)
         return image[top : top + self.size[0], left : left + self.size[1]]
@@ -189,10 +235,12 @@ class RandomCrop:
     Attributes:
       size: (height, width) of the result.
       fraction: in (0, 1]; with 1, a square crop of a square image is the whole.
+      resample: interpolation.
     """
 
     size: tuple[int, int]
     fraction: float = 0.875
+    resample: Resample = Image.Resampling.BICUBIC
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Resize and crop one image [H, W, C].
@@ -200,7 +248,7 @@ class RandomCrop:
         Raises:
           BadExample: as `CenterCrop`.
         """
-        image = _resize_to_cover(image, self.size, self.fraction)
+        image = resize_to_cover(image, self.size, self.fraction, self.resample)
         top = int(rng.integers(image.shape[0] - self.size[0] + 1))
         left = int(rng.integers(image.shape[1] - self.size[1] + 1))
         return image[top : top + self.size[0], left : left + self.size[1]]
@@ -227,6 +275,9 @@ def train_transform(
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: bool = True,
     crop_fraction: float = 0.875,
+    resample: Resample = Image.Resampling.BICUBIC,
+    mirror: Callable[[np.ndarray], np.ndarray] | None = None,
+    after: Transform | None = None,
 ) -> Compose:
     """Return the transform of training images.
 
@@ -234,33 +285,49 @@ def train_transform(
       image_size: (height, width).
       augment: "random_resized_crop"; "random_crop" for `RandomCrop`; "none" for the centre crop of
         `eval_transform`. They are the rows of table 1e (arXiv 2111.06377), where "none" has no flip
-        either.
+        either. "random_resized_crop_clamped" for `RandomResizedCropClamped`.
       crop_scale: see `RandomResizedCrop.scale`. The default is MAE's in pre-training (arXiv
         2111.06377, appendix A.1; main_pretrain.py), as is the flip.
       crop_ratio: see `RandomResizedCrop.ratio`.
       flip: mirror half of the images, whatever `augment` is; "none" mirrors too unless it is False.
       crop_fraction: see `CenterCrop.fraction`; only with "random_crop" and "none".
+      resample: interpolation of the crop.
+      mirror: see `HorizontalFlip.mirror`.
+      after: what follows the flip, `RandAugment` for example.
 
     Raises:
       ConfigError: if `augment` is unknown, or a range empty or out of bounds.
     """
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise ConfigError(f"data.crop_scale: expected 0 < least <= most <= 1, got {crop_scale}")
-    if not 0 < crop_ratio[0] <= crop_ratio[1]:
-        raise ConfigError(f"data.crop_ratio: expected 0 < least <= most, got {crop_ratio}")
+    check_boxes(crop_scale, crop_ratio)
     if not 0 < crop_fraction <= 1:
         raise ConfigError(f"data.crop_fraction: expected in (0, 1], got {crop_fraction}")
     if augment == "random_resized_crop":
-        crop: Transform = RandomResizedCrop(image_size, crop_scale, crop_ratio)
+        crop: Transform = RandomResizedCrop(image_size, crop_scale, crop_ratio, resample)
+    elif augment == "random_resized_crop_clamped":
+        crop = RandomResizedCropClamped(image_size, crop_scale, crop_ratio, resample)
     elif augment == "random_crop":
-        crop = RandomCrop(image_size, crop_fraction)
+        crop = RandomCrop(image_size, crop_fraction, resample)
     elif augment == "none":
-        crop = CenterCrop(image_size, crop_fraction)
+        crop = CenterCrop(image_size, crop_fraction, resample)
     else:
         raise ConfigError(
-            f"data.augment: expected random_resized_crop, random_crop or none, got {augment!r}"
+            "data.augment: expected random_resized_crop, random_resized_crop_clamped, random_crop"
+            f" or none, got {augment!r}"
         )
-    return Compose((crop, HorizontalFlip()) if flip else (crop,))
+    steps = (crop, HorizontalFlip(mirror=mirror) if flip else None, after)
+    return Compose(tuple(step for step in steps if step is not None))
+
+
+def check_boxes(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+    """Refuse the ranges of `RandomResizedCrop` that are empty or out of bounds.
+
+    Raises:
+      ConfigError: naming `data.crop_scale` or `data.crop_ratio`.
+    """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ConfigError(f"data.crop_scale: expected 0 < least <= most <= 1, got {scale}")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ConfigError(f"data.crop_ratio: expected 0 < least <= most, got {ratio}")
 
 
 def eval_transform(image_size: tuple[int, int], *, crop_fraction: float = 0.875) -> Compose:
@@ -268,7 +335,21 @@ def eval_transform(image_size: tuple[int, int], *, crop_fraction: float = 0.875)
     return Compose((CenterCrop(image_size, crop_fraction),))
 
 
-def _resize_to_cover(image: np.ndarray, size: tuple[int, int], fraction: float) -> np.ndarray:
+def _place(
+    image_height: int, image_width: int, height: int, width: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draw the place of a box: (top, left, height, width), all places equally likely."""
+    top = int(rng.integers(image_height - height + 1))
+    left = int(rng.integers(image_width - width + 1))
+    return top, left, height, width
+
+
+def resize_to_cover(
+    image: np.ndarray,
+    size: tuple[int, int],
+    fraction: float = 1.0,
+    resample: Resample = Image.Resampling.BICUBIC,
+) -> np.ndarray:
     """Resize [H, W, C], keeping its proportions, to just cover `size` / `fraction`."""
     height, width = image.shape[:2]
     cover_height, cover_width = (int(side / fraction) for side in size)
@@ -278,17 +359,22 @@ def _resize_to_cover(image: np.ndarray, size: tuple[int, int], fraction: float) 
         resized = int(cover_width * height / width), cover_width
     if resized[0] * resized[1] > MAX_PIXELS:
         raise BadExample(f"{height} x {width} is too long and thin to crop a box")
-    return _resize(image, resized)
+    return resize(image, resized, resample)
 
 
-def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize [H, W, C] to (height, width), bicubic, antialiased. Channels are independent.
+def resize(
+    image: np.ndarray,
+    size: tuple[int, int],
+    resample: Resample = Image.Resampling.BICUBIC,
+) -> np.ndarray:
+    """Resize [H, W, C] to (height, width), antialiased. Channels are independent.
 
     Pillow weights colours by alpha where the mode is RGBA; four channels here need not be that.
     """
+    if not isinstance(resample, Image.Resampling):
+        return resample(image, size)
     planes = [image] if image.shape[2] == 3 else image.transpose(2, 0, 1)
     resized = [
-        np.asarray(Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.BICUBIC))
-        for plane in planes
+        np.asarray(Image.fromarray(plane).resize((size[1], size[0]), resample)) for plane in planes
     ]
     return resized[0] if image.shape[2] == 3 else np.stack(resized, axis=-1)

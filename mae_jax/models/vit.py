@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mae_jax.errors import ConfigError
-from mae_jax.nn.blocks import (
-    AttentionFn,
+from mae_jax.models.encoder import Encoder
+from mae_jax.nn.attention import AttentionFn, SelfAttention
+from mae_jax.nn.blocks import TransformerBlock, block_flops
+from mae_jax.nn.layers import (
+    NORMAL_002,
+    XAVIER,
     Dtype,
+    Initializer,
     TokenDense,
-    TransformerBlock,
-    block_flops,
+    fan_in_uniform,
     layer_norm,
 )
 from mae_jax.nn.pos_embed import sincos_2d
 
-POSITIONS = ("fixed", "learned")
 
-
-def patch_bias_init(fan_in: int) -> nn.initializers.Initializer:
-    """Return the uniform +-1/sqrt(fan_in) of PyTorch's convolution, which MAE leaves in place."""
-    bound = 1.0 / math.sqrt(fan_in)
-
-    def init(rng: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
-        return jax.random.uniform(rng, shape, dtype, -bound, bound)
-
-    return init
-
-
-class ViTEncoder(nn.Module):
+class ViTEncoder(Encoder):
     """Embed the units to be seen, add their positions, and run the transformer.
 
     Parameters: `patch_embed`, `block_00` ..., `norm`, and where used `cls_token` [1, 1, D],
@@ -49,11 +41,13 @@ class ViTEncoder(nn.Module):
         as that table, with a row of zeros in front for the class token).
       drop_path_rate: of the last block; grows linearly from 0 at the first.
       final_norm: norm the tokens at the end; a classifier by mean pooling norms later.
+      qkv_bias: see `SelfAttention`.
+      embed_init: of the weight that embeds units.
 
     Source: MAE, arXiv 2111.06377, section 3; facebookresearch/mae `forward_encoder`.
     """
 
-    grid_size: tuple[int, int]
+    grid_size: tuple[int, ...]
     embed_dim: int
     depth: int
     num_heads: int
@@ -64,6 +58,21 @@ class ViTEncoder(nn.Module):
     final_norm: bool = True
     dtype: Dtype = jnp.float32
     attention: AttentionFn = jax.nn.dot_product_attention
+    remat: str = "none"
+    qkv_bias: str = "full"
+    embed_init: Initializer = XAVIER
+
+    tanh_gelu = False
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks of each stage: there is one."""
+        return (self.depth,)
+
+    @property
+    def output_dim(self) -> int:
+        """D, the width of the tokens that come out."""
+        return self.embed_dim
 
     @nn.compact
     def __call__(
@@ -89,59 +98,54 @@ class ViTEncoder(nn.Module):
         """
         x = TokenDense(
             self.embed_dim,
-            kernel_init=nn.initializers.xavier_uniform(),
-            bias_init=patch_bias_init(units.shape[-1]),
+            kernel_init=self.embed_init,
+            bias_init=fan_in_uniform(units.shape[-1]),
             dtype=self.dtype,
             name="patch_embed",
         )(units)
         if replaced is not None:
-            mask_token = self.param(
-                "mask_token", nn.initializers.normal(0.02), (1, 1, self.embed_dim)
-            )
+            mask_token = self.param("mask_token", NORMAL_002, (1, 1, self.embed_dim))
             x = jnp.where(replaced[..., None], mask_token.astype(self.dtype), x)
-        table = self._position_table()
+        table = self.position_table()
         offset = int(self.use_cls_token)
         positions = jnp.take(table, ids + offset, axis=0, mode="clip")  # [R, K, D], R = B or 1
         x = x + positions.astype(self.dtype)
         if self.use_cls_token:
-            cls_token = self.param(
-                "cls_token", nn.initializers.normal(0.02), (1, 1, self.embed_dim)
-            )
-            first = (cls_token + table[None, :1]).astype(self.dtype)
             # Not len(x): the batch of an exported program is a symbol, no number.
-            first = jnp.broadcast_to(first, (x.shape[0], *first.shape[1:]))
-            x = jnp.concatenate([first, x], axis=1)
+            x = jnp.concatenate([self._cls_tokens(table, x.shape[0]), x], axis=1)
+        return self._transform(x, drop_path_rng)
+
+    def _cls_tokens(self, table: jax.Array, batch_size: int) -> jax.Array:
+        """Return the class token at its place in the table of positions, [B, 1, D]."""
+        cls_token = self.param("cls_token", NORMAL_002, (1, 1, self.embed_dim))
+        first = (cls_token + table[None, :1]).astype(self.dtype)
+        return jnp.broadcast_to(first, (batch_size, *first.shape[1:]))
+
+    def _transform(
+        self, x: jax.Array, drop_path_rng: jax.Array | None, **context: jax.Array
+    ) -> jax.Array:
+        """Return tokens after the blocks, which all get `context`, and the final norm."""
         for i in range(self.depth):
+            rate, rng = self.drop_path(i, drop_path_rng)
             x = TransformerBlock(
                 num_heads=self.num_heads,
                 mlp_ratio=self.mlp_ratio,
-                drop_path_rate=self.drop_path_rate * i / max(1, self.depth - 1),
+                drop_path_rate=rate,
                 dtype=self.dtype,
                 attention=self.attention,
+                remat=self.remat,
+                make_attention=functools.partial(SelfAttention, qkv_bias=self.qkv_bias),
+                tanh_gelu=self.tanh_gelu,
                 name=f"block_{i:02d}",
-            )(x, None if drop_path_rng is None else jax.random.fold_in(drop_path_rng, i))
+            )(x, rng, **context)
         return layer_norm(self.dtype, "norm")(x) if self.final_norm else x
 
-    def _position_table(self) -> jax.Array:
-        """Return float32 [c + N, D]; row 0 belongs to the class token and starts as zeros."""
-        if self.positions not in POSITIONS:
-            raise ConfigError(f"positions {self.positions!r} is not one of {', '.join(POSITIONS)}")
-        table = jnp.pad(
-            jnp.asarray(sincos_2d(self.embed_dim, self.grid_size)),
-            ((int(self.use_cls_token), 0), (0, 0)),
-        )
-        if self.positions == "fixed":
-            return table
-        return self.param("pos_embed", lambda _: table[None])[0]
-
-    def encode_all(self, units: jax.Array) -> jax.Array:
-        """Encode all units [B, N, U] with nothing hidden; returns [B, c + N, D]."""
-        return self(units, jnp.arange(units.shape[1])[None])
-
     @nn.nowrap
-    def patch_tokens(self, tokens: jax.Array) -> jax.Array:
-        """Return the tokens [B, c + K, D] without the class token."""
-        return tokens[:, int(self.use_cls_token) :]
+    def fixed_table(self) -> np.ndarray:
+        """Return float32 [1, c + N, D], the sine-cosine table with zeros for the class token."""
+        rows, columns = self.grid_size
+        table = sincos_2d(self.embed_dim, (rows, columns))
+        return np.pad(table, ((int(self.use_cls_token), 0), (0, 0)))[None]
 
     @nn.nowrap
     def flops(self, units: int, unit_size: int) -> tuple[int, int]:

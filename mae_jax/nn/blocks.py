@@ -1,129 +1,131 @@
-"""The pre-norm transformer block and its parts.
-
-Parameters are float32; products run in `dtype`. Layer norms and softmax compute in float32.
-"""
+"""The pre-norm transformer block and its parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mae_jax.errors import ConfigError
+from mae_jax.nn.attention import AttentionFn, SelfAttention
+from mae_jax.nn.layers import (
+    LAYER_NORM_EPS,
+    XAVIER,
+    Dtype,
+    Initializer,
+    drop_path,
+    layer_norm,
+    linear,
+)
 
-AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(query, key, value), each [B, T, heads, head_dim] -> [B, T, heads, head_dim]."""
-
-Dtype = jnp.dtype | type
-
-LAYER_NORM_EPS = 1e-6
-
-
-class TokenDense(nn.Dense):
-    """A Dense layer over tokens [..., D] laid out as one matrix.
-
-    With one axis to contract, the weight gradient needs no transposed copy of the activations:
-    0.8 of the time of a small step on CPU.
-    """
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Map [..., D] to [..., features]."""
-        rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
-        return rows.reshape(*inputs.shape[:-1], self.features)
-
-
-def linear(features: int, dtype: Dtype, name: str) -> TokenDense:
-    """Return a Dense layer as MAE initialises it: Xavier uniform weight, zero bias."""
-    return TokenDense(
-        features, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name
-    )
-
-
-def layer_norm(dtype: Dtype, name: str | None) -> nn.LayerNorm:
-    """Return a LayerNorm with eps 1e-6 and float32 statistics in two passes, as PyTorch has it."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=dtype, use_fast_variance=False, name=name)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with one fused query-key-value product, biases included.
-
-    The fused kernel is [D, 3 D], laid out (q, k, v) x head x head_dim; Xavier on the fused shape
-    has the bound sqrt(6 / (D + 3 D)), as the official initialisation.
-
-    Attributes:
-      num_heads: divides the width.
-      attention: scales by head_dim^-1/2, takes a float32 softmax, and sums the values.
-    """
-
-    num_heads: int
-    dtype: Dtype = jnp.float32
-    attention: AttentionFn = jax.nn.dot_product_attention
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map tokens [B, T, D] to [B, T, D]."""
-        b, t, d = x.shape
-        if d % self.num_heads:
-            raise ConfigError(f"num_heads {self.num_heads} does not divide embed_dim {d}")
-        qkv = linear(3 * d, self.dtype, "qkv")(x).reshape(b, t, 3, self.num_heads, -1)
-        x = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return linear(d, self.dtype, "proj")(x.reshape(b, t, d))
+# What the backward pass of a block is given: all that its forward pass made; the products of
+# weights alone, the rest made again ("products"); or nothing but the block's input ("block").
+REMATS = ("none", "products", "block")
 
 
 class Mlp(nn.Module):
-    """Linear, exact (erf) GELU, Linear."""
+    """Linear, GELU, Linear.
+
+    Attributes:
+      mlp_dim: width between the two.
+      kernel_init: of the weights.
+      tanh_gelu: the approximation by a tanh, in place of the exact (erf) GELU.
+    """
 
     mlp_dim: int
     dtype: Dtype = jnp.float32
+    kernel_init: Initializer = XAVIER
+    tanh_gelu: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map tokens [B, T, D] to [B, T, D]."""
-        hidden = nn.gelu(linear(self.mlp_dim, self.dtype, "fc1")(x), approximate=False)
-        return linear(x.shape[-1], self.dtype, "fc2")(hidden)
-
-
-def drop_path(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
-    """Drop a residual branch [B, ...] for whole samples, and scale the kept ones by 1 / (1 - rate).
-
-    Args:
-      x: the branch.
-      rate: probability of dropping, in [0, 1).
-      rng: key of one draw per sample; None: nothing is dropped.
-
-    Source: "Deep Networks with Stochastic Depth", arXiv 1603.09382, as in timm.
-    """
-    if rng is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(rng, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+        """Map tokens [..., D] to [..., D]."""
+        fc1 = linear(self.mlp_dim, self.dtype, "fc1", kernel_init=self.kernel_init)
+        fc2 = linear(x.shape[-1], self.dtype, "fc2", kernel_init=self.kernel_init)
+        return fc2(nn.gelu(fc1(x), approximate=self.tanh_gelu))
 
 
 class TransformerBlock(nn.Module):
-    """x += Attn(LN(x)); x += MLP(LN(x)), each branch under drop path."""
+    """x += Attn(LN(x)); x += MLP(LN(x)), each branch under drop path.
+
+    Attributes:
+      num_heads: attention heads.
+      mlp_ratio: width of the MLP over that of the tokens.
+      drop_path_rate: probability of dropping a branch.
+      attention: what attends; see `AttentionFn`.
+      epsilon: of the norms.
+      kernel_init: of the weights.
+      make_attention: makes the module `attn`, called as `make_attention(num_heads, dtype,
+        attention, kernel_init, name=...)`; None: there is no attention, and no `norm1`.
+      tanh_gelu: see `Mlp`.
+      remat: what is made again in the backward pass to save memory, a name in `REMATS`.
+    """
 
     num_heads: int
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
     dtype: Dtype = jnp.float32
     attention: AttentionFn = jax.nn.dot_product_attention
+    epsilon: float = LAYER_NORM_EPS
+    kernel_init: Initializer = XAVIER
+    make_attention: Callable[..., nn.Module] | None = SelfAttention
+    tanh_gelu: bool = False
+    remat: str = "none"
+
+    def __call__(
+        self, x: jax.Array, drop_path_rng: jax.Array | None = None, **context: Any
+    ) -> jax.Array:
+        """Map tokens [B, ..., D] to the same.
+
+        Args:
+          x: for example [B, T, D].
+          drop_path_rng: key of drop path; None: none.
+          context: what the attention takes beside tokens.
+        """
+
+        def branches(block: TransformerBlock, x: jax.Array) -> jax.Array:
+            return block._branches(x, drop_path_rng, context)
+
+        if self.remat == "none":
+            return branches(self, x)
+        policy = None
+        if self.remat == "products":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return nn.remat(branches, policy=policy)(self, x)
 
     @nn.compact
-    def __call__(self, x: jax.Array, drop_path_rng: jax.Array | None = None) -> jax.Array:
-        """Map tokens [B, T, D] to [B, T, D]; no key: no drop path."""
+    def _branches(
+        self, x: jax.Array, drop_path_rng: jax.Array | None, context: dict[str, Any]
+    ) -> jax.Array:
+        """Return the tokens with both branches added."""
         attn_rng, mlp_rng = (
             (None, None) if drop_path_rng is None else jax.random.split(drop_path_rng)
         )
-        attn = SelfAttention(self.num_heads, self.dtype, self.attention, name="attn")
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
-        branch = attn(layer_norm(self.dtype, "norm1")(x))
-        x = x + drop_path(branch, self.drop_path_rate, attn_rng)
-        branch = mlp(layer_norm(self.dtype, "norm2")(x))
+        if self.make_attention is not None:
+            attn = self.make_attention(
+                self.num_heads, self.dtype, self.attention, self.kernel_init, name="attn"
+            )
+            branch = attn(layer_norm(self.dtype, "norm1", epsilon=self.epsilon)(x), **context)
+            x = x + drop_path(branch, self.drop_path_rate, attn_rng)
+        width = int(x.shape[-1] * self.mlp_ratio)
+        mlp = Mlp(width, self.dtype, self.kernel_init, self.tanh_gelu, name="mlp")
+        branch = mlp(layer_norm(self.dtype, "norm2", epsilon=self.epsilon)(x))
         return x + drop_path(branch, self.drop_path_rate, mlp_rng)
 
 
-def block_flops(tokens: int, width: int, mlp_ratio: float = 4.0) -> int:
-    """Return forward FLOPs of one block on one sequence: products only, two a multiply-add."""
-    return int(2 * tokens * (4 + 2 * mlp_ratio) * width**2 + 4 * tokens**2 * width)
+def block_flops(
+    tokens: int, width: int, mlp_ratio: float = 4.0, *, attended: int | None = None
+) -> int:
+    """Return forward FLOPs of one block on one sequence: products only, two a multiply-add.
+
+    Args:
+      tokens: of the sequence.
+      width: of a token.
+      mlp_ratio: of the MLP.
+      attended: tokens that each looks at; None: all.
+    """
+    attended = tokens if attended is None else attended
+    products = 2 * tokens * (4 + 2 * mlp_ratio) * width**2
+    return int(products + 4 * tokens * attended * width)

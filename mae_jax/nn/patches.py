@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,64 @@ import jax.numpy as jnp
 from mae_jax.errors import ConfigError
 
 NORM_PIX_EPS = 1e-6
+
+
+class Unit(Protocol):
+    """How an example is cut into the units that are hidden and predicted, pure, no parameters.
+
+    A unit is a vector of pixels, channel fastest, and units are in raster order.
+    """
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        ...
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a unit in pixels."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an example: (H, W, C), or (F, H, W, C) of a clip."""
+        ...
+
+    @property
+    def grid_size(self) -> tuple[int, ...]:
+        """Units (down, across), or (time, down, across)."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """N, the number of units of an example."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """U, the number of values of a unit."""
+        ...
+
+    def resized(self, image_size: tuple[int, int], frames: int | None = None) -> Self:
+        """Return the same units of images of another size; `frames` of clips, None: as many.
+
+        Raises:
+          ConfigError: if they do not fit, or there are no frames.
+        """
+        ...
+
+    def split(self, images: jax.Array) -> jax.Array:
+        """Cut examples [B, ...] into units [B, N, U]."""
+        ...
+
+    def join(self, units: jax.Array) -> jax.Array:
+        """Put units [B, N, U] in raster order together to examples [B, ...]."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +106,21 @@ class PatchUnit:
             )
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return (*self.image_size, self.channels)
+
+    def resized(self, image_size: tuple[int, int], frames: int | None = None) -> PatchUnit:
+        """Return the same patches of images of another size (height, width).
+
+        Raises:
+          ConfigError: if the patch does not divide it, or frames are asked for.
+        """
+        if frames is not None:
+            raise ConfigError(f"frames {frames}: expected none, the model takes single images")
+        return dataclasses.replace(self, image_size=image_size)
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Patches (down, across)."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
@@ -66,7 +141,7 @@ class PatchUnit:
         Raises:
           ValueError: if the images have another size or number of channels.
         """
-        if images.shape[1:] != (*self.image_size, self.channels):
+        if images.shape[1:] != self.shape:
             raise ValueError(
                 f"expected images [B, {self.image_size[0]}, {self.image_size[1]},"
                 f" {self.channels}], got {list(images.shape)}"
@@ -85,7 +160,7 @@ class PatchUnit:
             )
         (rows, columns), p = self.grid_size, self.patch_size
         x = units.reshape(-1, rows, columns, p, p, self.channels)
-        return x.swapaxes(2, 3).reshape(-1, *self.image_size, self.channels)
+        return x.swapaxes(2, 3).reshape(-1, *self.shape)
 
 
 def unit_statistics(units: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -112,3 +187,36 @@ def denormalize_units(values: jax.Array, units: jax.Array) -> jax.Array:
     """Undo `normalize_units` on predicted `values` [..., U] with the statistics of true `units`."""
     mean, std = unit_statistics(units)
     return values * std + mean
+
+
+def subdivide(units: jax.Array, side: int, channels: int) -> jax.Array:
+    """Cut units [B, K, U] into side x side patches each: [B, K, side, side, U / side^2].
+
+    The values of a patch are in the order of a unit's: (row, column, channel), channel fastest.
+
+    Raises:
+      ConfigError: if a unit has not a multiple of `side` pixels a side.
+    """
+    b, k, size = units.shape
+    pixels = math.isqrt(size // channels)
+    if pixels % side or pixels**2 * channels != size:
+        raise ConfigError(
+            f"units of {size} values and {channels} channels cannot be cut into {side} x {side}"
+        )
+    x = units.reshape(b, k, side, pixels // side, side, pixels // side, channels)
+    return x.swapaxes(3, 4).reshape(b, k, side, side, size // side**2)
+
+
+def to_grid(x: jax.Array, grid_size: tuple[int, int]) -> jax.Array:
+    """Put units of tokens [B, h w, t, t, D] in raster order together to a grid [B, h t, w t, D]."""
+    b, _, side, _, d = x.shape
+    rows, columns = grid_size
+    x = x.reshape(b, rows, columns, side, side, d).swapaxes(2, 3)
+    return x.reshape(b, rows * side, columns * side, d)
+
+
+def from_grid(x: jax.Array, side: int) -> jax.Array:
+    """Cut a grid [B, h t, w t, D] into units [B, h w, t, t, D]: undoes `to_grid`."""
+    b, height, width, d = x.shape
+    x = x.reshape(b, height // side, side, width // side, side, d).swapaxes(2, 3)
+    return x.reshape(b, -1, side, side, d)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from mae_jax.errors import ConfigError
@@ -31,36 +33,94 @@ def sincos_2d(embed_dim: int, grid_size: tuple[int, int]) -> np.ndarray:
     return np.concatenate([half(column), half(row)], axis=1).astype(np.float32)
 
 
+def sincos_1d(embed_dim: int, count: int, *, interleaved: bool) -> np.ndarray:
+    """Return the fixed table float32 [T, D] of the places 0 ... T - 1 of a sequence.
+
+    With frequencies w_k = 10000^(-2 k / D), values 2 k and 2 k + 1 of a row are the sine and the
+    cosine of the angle w_k x place if they are interleaved; else the sines are the first half of
+    the row, the cosines the second. Computed in float64.
+
+    Args:
+      embed_dim: D, an even number.
+      count: T.
+      interleaved: the order of VideoMAE; not: that of M3AE.
+
+    Raises:
+      ConfigError: if `embed_dim` is odd.
+
+    Source: arXiv 1706.03762, section 3.5; MCG-NJU/VideoMAE `modeling_finetune.py`; for halves,
+    young-geng/m3ae_public.
+    """
+    if embed_dim % 2:
+        raise ConfigError(f"embed_dim {embed_dim} is odd (sine-cosine positions)")
+    frequencies = 10000.0 ** (-np.arange(embed_dim // 2, dtype=np.float64) / (embed_dim / 2))
+    angle = np.arange(count, dtype=np.float64)[:, None] * frequencies
+    waves = np.stack([np.sin(angle), np.cos(angle)], axis=2 if interleaved else 1)
+    return waves.reshape(count, embed_dim).astype(np.float32)
+
+
 def resize_table(
-    table: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int], prefix: int
+    table: np.ndarray, old_grid: tuple[int, ...], new_grid: tuple[int, ...], prefix: int
 ) -> np.ndarray:
     """Return a position table for another grid, resized bicubically as PyTorch does.
 
+    Of clips each time slot is resized by itself.
+
     Args:
-      table: float32 [1, c + h w, D], raster order.
-      old_grid: (h, w).
-      new_grid: (h', w').
+      table: float32 [1, c + h w, D] or [1, c + t h w, D], raster order.
+      old_grid: (h, w) or (t, h, w).
+      new_grid: (h', w') or (t, h', w').
       prefix: c, rows in front that stay as they are.
 
     Returns:
-      float32 [1, c + h' w', D]; the table itself if the grids are the same.
+      float32 [1, c + h' w', D] or [1, c + t h' w', D]; the table itself if the grids are the same.
 
     Raises:
-      ConfigError: if the table is not one of the old grid.
+      ConfigError: if the table is not one of the old grid, or the time slots are not as many.
     """
-    count = old_grid[0] * old_grid[1]
+    count = math.prod(old_grid)
     if table.ndim != 3 or table.shape[:2] != (1, prefix + count):
         raise ConfigError(
-            f"pos_embed: expected [1, {prefix} + {count}, D] for the grid {old_grid[0]} x"
-            f" {old_grid[1]}, got {list(table.shape)}"
+            f"pos_embed: expected [1, {prefix} + {count}, D] for the grid"
+            f" {' x '.join(map(str, old_grid))}, got {list(table.shape)}"
         )
     if old_grid == new_grid:
         return table
-    down, across = (bicubic_matrix(old, new) for old, new in zip(old_grid, new_grid, strict=True))
-    grid = table[0, prefix:].astype(np.float64).reshape(*old_grid, -1)
-    resized = np.einsum("ih,jw,hwd->ijd", down, across, grid, optimize=True)
-    resized = resized.reshape(1, -1, table.shape[2]).astype(np.float32)
-    return np.concatenate([table[:, :prefix], resized], axis=1)
+    if old_grid[:-2] != new_grid[:-2]:
+        raise ConfigError(
+            f"pos_embed: expected {' x '.join(map(str, old_grid[:-2])) or 'no'} time slots, for"
+            f" which positions are learned, got {' x '.join(map(str, new_grid[:-2])) or 'none'};"
+            " take model.positions fixed"
+        )
+    (rows, columns), width = new_grid[-2:], table.shape[2]
+    slots = table[0, prefix:].reshape(-1, *old_grid[-2:], width)
+    resized = [_resize(slot, (rows, columns)).reshape(1, -1, width) for slot in slots]
+    return np.concatenate([table[:, :prefix], *resized], axis=1)
+
+
+def resize_relative_table(table: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a table of relative positions for another window, resized as `resize_table` does.
+
+    Args:
+      table: float32 [2 h - 1, 2 w - 1, heads].
+      size: (2 h' - 1, 2 w' - 1).
+
+    Returns:
+      float32 [2 h' - 1, 2 w' - 1, heads].
+
+    Raises:
+      ConfigError: if the table has another rank.
+    """
+    if table.ndim != 3:
+        raise ConfigError(f"table: expected [2 h - 1, 2 w - 1, heads], got {list(table.shape)}")
+    return _resize(table, size)
+
+
+def _resize(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return [h, w, D] as float32 [h', w', D]."""
+    down, across = (bicubic_matrix(*sides) for sides in zip(grid.shape[:2], size, strict=True))
+    resized = np.einsum("ih,jw,hwd->ijd", down, across, grid.astype(np.float64), optimize=True)
+    return resized.astype(np.float32)
 
 
 def bicubic_matrix(old: int, new: int) -> np.ndarray:

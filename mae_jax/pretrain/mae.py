@@ -7,14 +7,18 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mae_jax.errors import ConfigError
 from mae_jax.models.decoder import Decoder
-from mae_jax.models.vit import POSITIONS, ViTEncoder
+from mae_jax.models.encoder import POSITIONS, Encoder
+from mae_jax.models.fields import check_choice, check_decoder, check_width, sized
+from mae_jax.models.image_method import ImageMethod
+from mae_jax.models.vit import ViTEncoder
 from mae_jax.nn import masking
-from mae_jax.nn.blocks import Dtype
-from mae_jax.nn.patches import PatchUnit, denormalize_units, normalize_units
-from mae_jax.types import Batch, MaskPlan, Panel, Prediction
+from mae_jax.nn.layers import Dtype
+from mae_jax.nn.patches import PatchUnit, Unit
+from mae_jax.types import MaskPlan
 
 
 class Size(NamedTuple):
@@ -44,7 +48,7 @@ MASK_SAMPLINGS = ("random", *SAMPLERS)
 LOSS_ON = ("hidden", "all")
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(ImageMethod):
     """Encode the units that are kept, predict the ones that are hidden.
 
     Attributes:
@@ -59,8 +63,8 @@ class MaskedAutoencoder(nn.Module):
       loss_on: "hidden", or "all" units (about 0.5 % worse in the paper, section 3).
     """
 
-    unit: PatchUnit
-    encoder: ViTEncoder
+    unit: Unit
+    encoder: Encoder
     decoder: Decoder
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
@@ -87,7 +91,13 @@ class MaskedAutoencoder(nn.Module):
             return masking.random_plan(rng, batch_size, self.unit.count, keep, noise)
         if noise is not None:
             raise ValueError(f"noise decides random masks, mask_sampling is {self.mask_sampling}")
-        return SAMPLERS[self.mask_sampling](rng, batch_size, self.unit.grid_size, keep)
+        rows, columns = self.unit.grid_size
+        return SAMPLERS[self.mask_sampling](rng, batch_size, (rows, columns), keep)
+
+    @nn.nowrap
+    def plan_of_mask(self, mask: np.ndarray) -> MaskPlan:
+        """Return the plan of a caller's own mask; see `mae_jax.nn.masking.plan_of_mask`."""
+        return masking.plan_of_mask(mask)
 
     def _encode(
         self, units: jax.Array, plan: MaskPlan, drop_path_rng: jax.Array | None = None
@@ -104,80 +114,21 @@ class MaskedAutoencoder(nn.Module):
         )
         return latent, MaskPlan(ids_keep=ids, ids_mask=ids[:, :0])
 
-    def predict(
-        self, batch: Batch, plan: MaskPlan, *, drop_path_rng: jax.Array | None = None
-    ) -> dict[str, Prediction]:
-        """Predict the hidden units (or all) of `batch["image"]`, normalised float32 [B, H, W, C].
-
-        Every unit predicted counts alike in the mean over the batch, as in the official
-        `forward_loss`, which divides by the number of removed patches.
-        """
-        units = self.unit.split(batch["image"])
+    def _outputs(
+        self,
+        units: jax.Array,
+        plan: MaskPlan,
+        skip: int,
+        drop_path_rng: jax.Array | None = None,
+    ) -> jax.Array:
+        """Return predictions in kept-then-hidden order."""
         latent, decoder_plan = self._encode(units, plan, drop_path_rng)
-        skip = 0 if self.loss_on == "all" else plan.ids_keep.shape[1]
-        output = self.decoder(latent, decoder_plan, skip=skip)
-        ids = jnp.concatenate([plan.ids_keep, plan.ids_mask], axis=1)[:, skip:]
-        target = masking.take(units, ids)
-        if self.norm_pix_loss:
-            target = normalize_units(target)
-        weight = jnp.full(output.shape[:2], 1.0 / (output.shape[0] * output.shape[1]))
-        return {"image": Prediction(output, target, ids, weight)}
-
-    def reconstruct(self, batch: Batch, plan: MaskPlan) -> jax.Array:
-        """Return the decoder's images [B, H, W, C], kept units predicted as well, normalised space.
-
-        With `norm_pix_loss` each unit is un-normalised with the statistics of the *true* unit:
-        the model predicts the pattern of a patch, not its brightness and contrast.
-        """
-        units = self.unit.split(batch["image"])
-        output = masking.restore(self.decoder(*self._encode(units, plan), skip=0), plan)
-        if self.norm_pix_loss:
-            output = denormalize_units(output, units)
-        return self.unit.join(output)
-
-    def encode(self, batch: Batch, plan: MaskPlan | None = None) -> jax.Array:
-        """Return the tokens of the units that `plan` keeps, of all without a plan.
-
-        Returns:
-          float32 [B, c + K, D] after the final norm, in the order of `plan.ids_keep`, or [B, c + N,
-          D] in raster order; c = 1 with a class token, which comes first, else 0.
-        """
-        units = self.unit.split(batch["image"])
-        if plan is None:
-            tokens = self.encoder.encode_all(units)
-        else:
-            masking.check_plan(plan, len(units), self.unit.count)
-            tokens = self.encoder(masking.take(units, plan.ids_keep), plan.ids_keep)
-        return tokens.astype(jnp.float32)
-
-    def features(self, batch: Batch) -> jax.Array:
-        """Return float32 [B, D]: the mean of all patch tokens after the final norm."""
-        return self.encoder.patch_tokens(self.encode(batch)).mean(axis=1)
-
-    def panels(self, batch: Batch, plan: MaskPlan) -> dict[str, Panel]:
-        """Return the four columns of MAE's figures."""
-        images = batch["image"]
-        mask = masking.mask_of(plan)[..., None]  # [R, N, 1]
-        units = jnp.broadcast_to(mask, (images.shape[0], self.unit.count, self.unit.size))
-        hidden = self.unit.join(units)[..., :1]
-        reconstruction = self.reconstruct(batch, plan)
-        return {
-            "masked": Panel(images, hidden),
-            "reconstruction": Panel(reconstruction),
-            "pasted": Panel(jnp.where(hidden == 1, reconstruction, images)),
-            "original": Panel(images),
-        }
+        return self.decoder(latent, decoder_plan, skip=skip)
 
     @nn.nowrap
-    def panel_captions(self) -> dict[str, str]:
-        """Return the captions of `panels`, in order."""
-        note = " (true patch mean and std)" if self.norm_pix_loss else ""
-        return {
-            "masked": f"masked {self.mask_ratio:.0%}",
-            "reconstruction": f"reconstruction{note}",
-            "pasted": "reconstruction + visible",
-            "original": "original",
-        }
+    def masked_caption(self) -> str:
+        """Return what the first panel shows."""
+        return f"masked {self.mask_ratio:.0%}"
 
     @nn.nowrap
     def step_flops(self) -> int:
@@ -191,7 +142,7 @@ class MaskedAutoencoder(nn.Module):
         predicted = count if self.loss_on == "all" else count - self.keep_count()
         embed, encoder = self.encoder.flops(seen, self.unit.size)
         decoder = self.decoder.flops(
-            prefix + count, prefix + seen, self.encoder.embed_dim, predicted
+            prefix + count, prefix + seen, self.encoder.output_dim, predicted
         )
         return 3 * (embed + encoder + decoder) - embed
 
@@ -242,34 +193,24 @@ def make(
     Raises:
       ConfigError: if a name is unknown or the dimensions do not fit together.
     """
-    if size not in SIZES:
-        raise ConfigError(f"model.size {size!r} is not one of {', '.join(SIZES)}")
-    given = {
-        "patch_size": patch_size,
-        "embed_dim": embed_dim,
-        "depth": depth,
-        "num_heads": num_heads,
-        "decoder_embed_dim": decoder_embed_dim,
-        "decoder_depth": decoder_depth,
-        "decoder_num_heads": decoder_num_heads,
-    }
-    dims = SIZES[size]._replace(**{name: v for name, v in given.items() if v is not None})
-    for name, value, known in (
-        ("positions", positions, POSITIONS),
-        ("mask_sampling", mask_sampling, MASK_SAMPLINGS),
-        ("loss_on", loss_on, LOSS_ON),
-    ):
-        if value not in known:
-            raise ConfigError(f"model.{name} {value!r} is not one of {', '.join(known)}")
-    for prefix in ("", "decoder_"):
-        width, heads = getattr(dims, f"{prefix}embed_dim"), getattr(dims, f"{prefix}num_heads")
-        if min(width, heads) < 1 or width % 4 or width % heads:
-            raise ConfigError(
-                f"model.{prefix}embed_dim {width} must be a positive multiple of 4 and of"
-                f" model.{prefix}num_heads, which is {heads}"
-            )
-        if getattr(dims, f"{prefix}depth") < 1:
-            raise ConfigError(f"model.{prefix}depth must be at least 1")
+    dims = sized(
+        SIZES,
+        size,
+        patch_size=patch_size,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        decoder_embed_dim=decoder_embed_dim,
+        decoder_depth=decoder_depth,
+        decoder_num_heads=decoder_num_heads,
+    )
+    check_choice("positions", positions, POSITIONS)
+    check_choice("mask_sampling", mask_sampling, MASK_SAMPLINGS)
+    check_choice("loss_on", loss_on, LOSS_ON)
+    check_width(dims, "embed_dim", "num_heads")
+    if dims.depth < 1:
+        raise ConfigError("model.depth must be at least 1")
+    check_decoder(dims)
     unit = PatchUnit((image_size[0], image_size[1]), dims.patch_size, channels)
     masking.keep_count(unit.count, mask_ratio)
     return MaskedAutoencoder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -54,16 +55,11 @@ class RandomErasing:
           ConfigError: if one is out of range.
         """
         if not 0 <= self.probability <= 1:
-            raise ConfigError(f"erasing probability: expected 0 ... 1, got {self.probability}")
+            raise ConfigError(f"data.erasing_probability {self.probability}: expected 0 ... 1")
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ConfigError(f"erasing area: expected 0 < least <= most <= 1, got {self.area}")
         if not 0 < self.ratio <= 1:
             raise ConfigError(f"erasing ratio: expected in (0, 1], got {self.ratio}")
-
-    def __call__(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        """Erase boxes of float32 [B, H, W, C]; see `draw` and `erase`."""
-        batch_size, height, width, _ = images.shape
-        return erase(images, self.draw(rng, batch_size, (height, width)))
 
     def draw(self, rng: jax.Array, batch_size: int, image_size: tuple[int, int]) -> Erasure:
         """Draw what to erase of each of B images of (height, width)."""
@@ -94,17 +90,29 @@ class RandomErasing:
 
 
 def erase(images: jax.Array, erasure: Erasure) -> jax.Array:
-    """Return the images float32 [B, H, W, C] with noise in the boxes of `erasure`, row for row."""
-    inside = inside_box(erasure.box, (images.shape[1], images.shape[2]))
+    """Return the images with noise in the boxes of `erasure`, row for row.
+
+    Args:
+      images: float32 [B, H, W, C]; or [B, F, H, W, C], whose frames have one box and their own
+        noise.
+      erasure: of B.
+    """
+    inside = inside_box(erasure.box, images.shape)
     noise = jax.vmap(lambda rng: jax.random.normal(rng, images.shape[1:], images.dtype))(
         erasure.rng
     )
     return jnp.where(inside, noise, images)
 
 
-def inside_box(box: jax.Array, image_size: tuple[int, int]) -> jax.Array:
-    """Return bool [B, H, W, 1], true within boxes int32 [B, 4] (see `Erasure`)."""
+def inside_box(box: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Return bool [B, ..., H, W, 1], true within boxes int32 [B, 4] (see `Erasure`).
+
+    Args:
+      box: of each image.
+      shape: of the images, [B, H, W, C] or [B, F, H, W, C], which the result broadcasts with.
+    """
     top, bottom, left, right = (edge[:, None] for edge in box.T)
-    row, column = (jnp.arange(size)[None] for size in image_size)
+    row, column = (jnp.arange(size)[None] for size in shape[-3:-1])
     rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
-    return rows[:, :, None, None] & columns[:, None, :, None]
+    inside = rows[:, :, None, None] & columns[:, None, :, None]
+    return inside.reshape(-1, *(1,) * (len(shape) - 4), *inside.shape[1:])

@@ -17,8 +17,9 @@ import numpy as np
 
 from mae_jax.losses import reconstruction
 from mae_jax.tasks import pictures, readout
+from mae_jax.tasks.inputs import ImageModel
 from mae_jax.tasks.pretrain import PretrainTask
-from mae_jax.types import Batch, MaskPlan, Params, Prediction, Rng, Stream
+from mae_jax.types import Batch, Params, Prediction, Rng, Stream
 
 HostBatches = Iterable[dict[str, np.ndarray]]
 
@@ -54,24 +55,18 @@ class MaskedError:
     ):
         self._train, self._held_out, self._placement = train, held_out, placement
 
-        def predict(
-            params: Params, batch: Batch, key: jax.Array
-        ) -> tuple[dict[str, Prediction], MaskPlan]:
+        def predict(params: Params, batch: Batch, key: jax.Array) -> dict[str, Prediction]:
             plan = task.method.plan(key, len(batch["image"]))
-            return task.call("predict", params, batch, plan), plan
+            return task.call("predict", params, batch, plan)
 
         def sums(params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple]:
-            predictions, plan = predict(params, batch, key)
-            places = plan.ids_keep.shape[1] + plan.ids_mask.shape[1]
-            return {
-                name: _sums_by_place(p, batch["weight"], places) for name, p in predictions.items()
-            }
+            predictions = predict(params, batch, key)
+            return {name: _sums_by_place(p, batch["weight"]) for name, p in predictions.items()}
 
         def losses(params: Params, means: dict, batch: Batch, key: jax.Array) -> tuple:
-            predictions, _ = predict(params, batch, key)
+            predictions = predict(params, batch, key)
             of_mean = {
-                name: p.replace(output=jnp.broadcast_to(means[name][p.ids], p.output.shape))
-                for name, p in predictions.items()
+                name: reconstruction.answered(p, means[name]) for name, p in predictions.items()
             }
             # The weights of a batch sum to 1 over its examples: undo that, then weigh padding out.
             scale = batch["weight"] * len(batch["weight"])
@@ -114,15 +109,47 @@ class MaskedError:
         }
 
 
-def _sums_by_place(
-    prediction: Prediction, weight: jax.Array, places: int
-) -> tuple[jax.Array, jax.Array]:
-    """Return the sums of targets [N, U] and their number [N] for each of N places of the grid."""
-    target = prediction.target
+def _sums_by_place(prediction: Prediction, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the sums of targets [N, U] and their number [N] for each of the N places.
+
+    What has no weight in the loss, padding of a text for one, does not count.
+    """
+    target, places = reconstruction.values(prediction), prediction.places
     ids = jnp.broadcast_to(prediction.ids, target.shape[:2])
-    counted = jnp.broadcast_to(weight[:, None], ids.shape)
+    counted = weight[:, None] * (prediction.weight > 0)
     total = jnp.zeros((places, target.shape[-1])).at[ids].add(target * counted[..., None])
     return total, jnp.zeros(places).at[ids].add(counted)
+
+
+class Features:
+    """The features of whole sets of examples, on the host.
+
+    Args:
+      task: a model whose module has `features`.
+      placement: of batches on the devices.
+    """
+
+    def __init__(self, task: ImageModel, placement: Placement):
+        self._placement = placement
+
+        def features(params: Params, extra: Any, batch: Batch) -> tuple[jax.Array, ...]:
+            # Labels and weights too, for the host has the rows of its own process alone.
+            out = task.call("features", params, batch, extra=extra)
+            return out, batch["label"], batch["weight"]
+
+        self._features = jax.jit(features, out_shardings=placement.replicated)
+
+    def extract(
+        self, params: Params, extra: Any, batches: HostBatches
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return features float32 [n, D] and labels int32 [n] of all examples but padding."""
+        features, labels = [], []
+        for batch in batches:
+            of_batch = self._features(params, extra, self._placement.put(batch))
+            out, label, weight = jax.device_get(of_batch)
+            features.append(out[weight > 0])
+            labels.append(label[weight > 0])
+        return np.concatenate(features), np.concatenate(labels)
 
 
 class ReadOuts:
@@ -140,14 +167,9 @@ class ReadOuts:
         placement: Placement,
         init_params: Callable[[], Params],
     ):
-        self._train, self._held_out, self._placement = train, held_out, placement
+        self._train, self._held_out = train, held_out
         self._init_params = init_params
-
-        def features(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-            # Labels and weights too, for the host has the rows of its own process alone.
-            return task.call("features", params, batch), batch["label"], batch["weight"]
-
-        self._features = jax.jit(features, out_shardings=placement.replicated)
+        self._features = Features(task, placement)
 
     def run(self, params: Params, extra: Any) -> Iterator[tuple[str, float]]:
         """Yield this encoder's figures, then the untrained one's."""
@@ -160,24 +182,18 @@ class ReadOuts:
         return {f"random_{name}": value for name, value in figures.items()}
 
     def _figures(self, params: Params) -> dict[str, float]:
-        train, train_labels = self._extract(params, self._train)
-        test, test_labels = self._extract(params, self._held_out)
+        train, train_labels = self._features.extract(params, {}, self._train)
+        test, test_labels = self._features.extract(params, {}, self._held_out)
         mean, std = readout.linear_top1(train, train_labels, test, test_labels)
         knn = readout.knn_top1(train, train_labels, test, test_labels)
         return {"linear_top1": mean, "linear_top1_std": std, "knn_top1": knn}
 
-    def _extract(self, params: Params, batches: HostBatches) -> tuple[np.ndarray, np.ndarray]:
-        features, labels = [], []
-        for batch in batches:
-            of_batch = self._features(params, self._placement.put(batch))
-            out, label, weight = jax.device_get(of_batch)
-            features.append(out[weight > 0])
-            labels.append(label[weight > 0])
-        return np.concatenate(features), np.concatenate(labels)
-
 
 class Pictures:
-    """A grid of held-out images with what the method makes of them. Yields `pictures`."""
+    """A grid of held-out images with what the method makes of them. Yields `pictures`.
+
+    Of clips, a strip and a film.
+    """
 
     def __init__(
         self, task: PretrainTask, batch: Mapping[str, np.ndarray], placement: Placement, count: int
@@ -192,12 +208,18 @@ class Pictures:
         self._panels = jax.jit(panels, out_shardings=placement.replicated)
 
     def run(self, params: Params, extra: Any) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield the picture, uint8 [height, width, 3]."""
+        """Yield the picture, uint8 [height, width, 3], and for clips [F, height, width, 3]."""
         batch = self._placement.put(self._batch)
         panels = jax.device_get(self._panels(params, batch, self._placement.mask_key(0)))
+        for picture in pictures.draw(self._columns(panels)):
+            yield "pictures", picture
+
+    def _columns(self, panels: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return panels, on the host, as colours, uint8 [count, ..., H, W, 3], by caption."""
         mean, std = self._task.mean, self._task.std
-        columns = {
-            caption: pictures.to_uint8(panels[name].images, mean, std, panels[name].hidden)
+        return {
+            caption: pictures.to_uint8(panels[name].images, mean, std, panels[name].hidden)[
+                : self._count
+            ]
             for name, caption in self._task.method.panel_captions().items()
         }
-        yield "pictures", pictures.grid({k: v[: self._count] for k, v in columns.items()})

@@ -39,8 +39,8 @@ class Mixup:
       group_size: images of a group, an even number that divides the batch.
       mixup_alpha: parameter of the Beta distribution of mixup's share; 0: always CutMix.
       cutmix_alpha: that of CutMix, before the box is cut off at the image's edge; 0: always mixup.
-      switch_probability: of CutMix, where both are possible.
-      probability: that a group is mixed at all.
+      mixup_switch_probability: of CutMix, where both are possible.
+      mixup_probability: that a group is mixed at all.
       label_smoothing: share of the target that is spread evenly over all classes.
 
     Source: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; as timm 0.3.2 does them
@@ -51,8 +51,8 @@ class Mixup:
     group_size: int
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
-    switch_probability: float = 0.5
-    probability: float = 1.0
+    mixup_switch_probability: float = 0.5
+    mixup_probability: float = 1.0
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
@@ -62,22 +62,15 @@ class Mixup:
           ConfigError: if one is out of range, or neither kind of mixing is wanted.
         """
         if self.group_size < 2 or self.group_size % 2:
-            raise ConfigError(f"mixup_group: expected an even number, got {self.group_size}")
+            raise ConfigError(f"data.mixup_group {self.group_size}: expected an even number")
         if min(self.mixup_alpha, self.cutmix_alpha) < 0 or not self.mixup_alpha + self.cutmix_alpha:
             raise ConfigError(
-                "mixup_alpha, cutmix_alpha: expected at least 0 and one above, got"
-                f" {self.mixup_alpha} and {self.cutmix_alpha}"
+                f"data.mixup_alpha {self.mixup_alpha}, data.cutmix_alpha {self.cutmix_alpha}:"
+                " expected at least 0, and one of them above"
             )
-        for name in ("switch_probability", "probability", "label_smoothing"):
+        for name in ("mixup_switch_probability", "mixup_probability", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: expected 0 ... 1, got {getattr(self, name)}")
-
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Draw a mixture and apply it; see `draw` and `mix`."""
-        batch_size, height, width, _ = images.shape
-        return self.mix(images, labels, self.draw(rng, batch_size, (height, width)))
+                raise ConfigError(f"data.{name} {getattr(self, name)}: expected 0 ... 1")
 
     def draw(self, rng: jax.Array, batch_size: int, image_size: tuple[int, int]) -> Mixture:
         """Draw how B images of (height, width) are mixed.
@@ -85,57 +78,76 @@ class Mixup:
         Raises:
           ConfigError: if the groups do not fill the batch.
         """
-        self._check(batch_size)
+        self.check(batch_size)
         rngs = jax.random.split(rng, batch_size // self.group_size)
         drawn = jax.vmap(lambda rng: self._draw_group(rng, image_size))(rngs)
         return jax.tree.map(lambda group: jnp.repeat(group, self.group_size, axis=0), drawn)
 
-    def mix(
-        self, images: jax.Array, labels: jax.Array, mixture: Mixture
-    ) -> tuple[jax.Array, jax.Array]:
-        """Mix a batch, or a part of one that holds whole groups.
-
-        Args:
-          images: float32 [B, H, W, C], normalised.
-          labels: int32 [B], 0 ... K - 1.
-          mixture: rows of what `draw` returned.
-
-        Returns:
-          The images float32 [B, H, W, C], and targets float32 [B, K] whose rows sum to 1.
+    def partners(self, rows: jax.Array) -> jax.Array:
+        """Return an array [B, ...] with each row replaced by its partner's.
 
         Raises:
           ConfigError: if the groups do not fill the batch.
         """
-        self._check(len(images))
-        inside = inside_box(mixture.box, (images.shape[1], images.shape[2]))
-        # A box that is not empty is CutMix: outside of it, the image stays as it is.
-        outside_share = jnp.where(inside.any(axis=(1, 2, 3)), 1.0, mixture.share)
-        weight = jnp.where(inside, 0.0, outside_share[:, None, None, None])  # [B, H, W, 1]
-        mixed = weight * images + (1 - weight) * self._partners(images)
-        targets = smooth_targets(labels, self.num_classes, self.label_smoothing)
-        share = mixture.share[:, None]
-        return mixed, share * targets + (1 - share) * self._partners(targets)
-
-    def _check(self, batch_size: int) -> None:
-        if batch_size % self.group_size:
-            raise ConfigError(
-                f"mixup_group: expected a number that divides the {batch_size} examples of a batch"
-                f" or of its parts, got {self.group_size}"
-            )
-
-    def _partners(self, rows: jax.Array) -> jax.Array:
+        self.check(len(rows))
         groups = rows.reshape(-1, self.group_size, *rows.shape[1:])
         return groups[:, ::-1].reshape(rows.shape)
+
+    def mix(
+        self,
+        images: jax.Array,
+        labels: jax.Array,
+        partner_images: jax.Array,
+        partner_labels: jax.Array,
+        mixture: Mixture,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mix images with their partners, row for row: a batch, or any rows of one.
+
+        Args:
+          images: float32 [B, H, W, C], or [B, F, H, W, C], normalised.
+          labels: int32 [B], 0 ... K - 1.
+          partner_images: like `images`.
+          partner_labels: like `labels`.
+          mixture: rows of what `draw` returned.
+
+        Returns:
+          The images, mixed, and targets float32 [B, K] whose rows sum to 1.
+        """
+        inside = inside_box(mixture.box, images.shape)
+        # A box that is not empty is CutMix: outside of it, the image stays as it is.
+        axes = tuple(range(1, images.ndim))
+        share = jnp.expand_dims(mixture.share, axes)
+        outside_share = jnp.where(inside.any(axis=axes, keepdims=True), 1.0, share)
+        weight = jnp.where(inside, 0.0, outside_share)  # [B, ..., H, W, 1]
+        mixed = weight * images + (1 - weight) * partner_images
+        targets, partner_targets = (
+            smooth_targets(x, self.num_classes, self.label_smoothing)
+            for x in (labels, partner_labels)
+        )
+        share = mixture.share[:, None]
+        return mixed, share * targets + (1 - share) * partner_targets
+
+    def check(self, batch_size: int) -> None:
+        """Refuse batches that groups do not fill.
+
+        Raises:
+          ConfigError: names both numbers.
+        """
+        if batch_size % self.group_size:
+            raise ConfigError(
+                f"data.mixup_group {self.group_size}: expected a number that divides batch_size,"
+                f" which is {batch_size}"
+            )
 
     def _draw_group(self, rng: jax.Array, image_size: tuple[int, int]) -> Mixture:
         uniform_rng, share_rng = jax.random.split(rng)
         # One draw for all, and one share: what takes time here is compiling the generators.
         mix_draw, switch_draw, *middle = jax.random.uniform(uniform_rng, (4,))
-        switch = self.switch_probability if self.mixup_alpha and self.cutmix_alpha else 1.0
+        switch = self.mixup_switch_probability if self.mixup_alpha and self.cutmix_alpha else 1.0
         cut = (switch_draw < switch) & (self.cutmix_alpha > 0)
         alpha = jnp.where(cut, self.cutmix_alpha, self.mixup_alpha)
         share = jax.random.beta(share_rng, alpha, alpha)
-        mixed = mix_draw < self.probability
+        mixed = mix_draw < self.mixup_probability
         share = jnp.where(mixed, share, 1.0)
         box = jnp.where(mixed & cut, _box(share, middle, image_size), 0)
         return Mixture(share=jnp.where(cut, share_outside(box, image_size), share), box=box)

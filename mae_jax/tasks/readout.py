@@ -96,7 +96,15 @@ def knn_top1(
     *,
     k: int = 20,
 ) -> float:
-    """Return the top-1 accuracy, in percent, of a vote among the k most similar of `train`.
+    """Return the top-1 accuracy, in percent, of `knn_predictions`."""
+    predicted = knn_predictions(train, train_labels, test, k=k)
+    return 100.0 * float(np.mean(predicted == test_labels))
+
+
+def knn_predictions(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, *, k: int
+) -> np.ndarray:
+    """Return the labels int [m] that the k most similar of `train` vote for.
 
     Similarity is the cosine; equal votes are decided by the larger sum of similarities. Arguments
     as in `linear_top1`; unlabelled training examples are left out.
@@ -105,17 +113,19 @@ def knn_top1(
     train, train_labels = _unit_length(train[labelled]), train_labels[labelled]
     classes, numbers = np.unique(train_labels, return_inverse=True)
     k = min(k, len(train))
-    correct = 0
-    for start in range(0, len(test), 1024):
-        similarity = _unit_length(test[start : start + 1024]) @ train.T
+    predicted = []
+    rows_at_once = max(1, 2**27 // len(train))  # 1 GiB of similarities
+    for start in range(0, len(test), rows_at_once):
+        end = start + rows_at_once
+        similarity = _unit_length(test[start:end]) @ train.T
         nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         rows = np.arange(len(nearest))[:, None]
         votes = np.zeros((len(nearest), len(classes)))
         # A vote counts 1, and at most 1e-3 in all for similarity: it decides ties alone.
         weight = 1.0 + 1e-3 * (1.0 + similarity[rows, nearest]) / (2.0 * k)
         np.add.at(votes, (rows, numbers[nearest]), weight)
-        correct += int(np.sum(classes[votes.argmax(axis=1)] == test_labels[start : start + 1024]))
-    return 100.0 * correct / len(test)
+        predicted.append(classes[votes.argmax(axis=1)])
+    return np.concatenate(predicted)
 
 
 def _unit_length(x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import glob
-import io
 import itertools
 import os
 import sys
@@ -17,9 +16,11 @@ from etils import epath
 from PIL import Image
 
 from mae_jax import api
+from mae_jax.data.sources.clips import Films
 from mae_jax.data.sources.folder import EXTENSIONS
 from mae_jax.data.transforms import BadExample, Decode
 from mae_jax.errors import ConfigError
+from mae_jax.files import encode_picture
 from mae_jax.tasks import pictures
 
 WHITE = 128  # of 255: a pixel of a mask that is at least as bright hides
@@ -46,46 +47,53 @@ def write(flags: argparse.Namespace) -> None:
     """
     model = api.load(flags.checkpoint)
     chosen = variants(model, flags.mask, flags.mask_ratio, flags.seed)
-    paths = image_paths(flags.images)
+    is_of_clips = len(model.module.unit.grid_size) == 3
+    paths = image_paths(flags.images, Films.extensions if is_of_clips else EXTENSIONS)
     images = read_images(model, paths, flags.limit)
     if next(paths, None) is not None:
         print(f"the first {len(images)} images; --limit=N takes more")
-    picture = compare(model, images, chosen)
-    encoded = io.BytesIO()
-    Image.fromarray(picture).save(encoded, "PNG")
     out = epath.Path(flags.out).expanduser()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(encoded.getvalue())
-    except OSError as error:
-        raise ConfigError(f"--out={flags.out}: {error.strerror or error}") from error
+    written = []
+    for picture in compare(model, images, chosen):
+        encoded, suffix = encode_picture(picture)
+        written.append(out.with_suffix(suffix) if suffix == ".gif" else out)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            written[-1].write_bytes(encoded)
+        except OSError as error:
+            raise ConfigError(f"--out={flags.out}: {error.strerror or error}") from error
+    names = " and ".join(map(str, written))
     weights = ", averaged weights" if model.averaged else ""
-    print(f"{out}: {len(images)} image(s), {len(chosen)} mask(s), step {model.step}{weights}")
+    print(f"{names}: {len(images)} image(s), {len(chosen)} mask(s), step {model.step}{weights}")
 
 
-def image_paths(words: Sequence[str]) -> Iterator[str]:
+def image_paths(words: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> Iterator[str]:
     """Yield the files that words of a command line stand for, in order; looks no further ahead.
 
     A word is a file, a folder (its images at any depth, by name), a pattern with `*`, `?` or `[]`,
     or several of them with commas between.
+
+    Args:
+      words: of the command line.
+      extensions: of the files of a folder that count.
     """
     for word in words:
         for part in [word] if os.path.exists(os.path.expanduser(word)) else word.split(","):
             path = os.path.expanduser(part)
             if os.path.isdir(path):
-                yield from _images_below(path)
+                yield from _images_below(path, tuple(extensions))
             elif not os.path.exists(path) and glob.has_magic(path):
                 yield from sorted(glob.glob(path)) or [path]
             else:
                 yield path
 
 
-def _images_below(folder: str) -> Iterator[str]:
+def _images_below(folder: str, extensions: tuple[str, ...]) -> Iterator[str]:
     """Yield images one by one: a folder may hold a million."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+            if name.lower().endswith(extensions) and not name.startswith("."):
                 yield os.path.join(parent, name)
 
 
@@ -119,7 +127,7 @@ def variants(
     """Return every combination of samplings, ratios and seeds, and each mask of a file once.
 
     Args:
-      model: says what is taken where nothing was asked for.
+      model: what is not asked for is as in its training, if it has such a choice at all.
       masks: names of samplings and files; a file's name has a dot or a slash.
       ratios: shares to hide.
       seeds: of the draws.
@@ -128,26 +136,33 @@ def variants(
       ConfigError: if a file is no mask.
     """
     chosen: dict[str, Variant] = {}
-    masks = masks or [model.config.model.get("mask_sampling", "random")]
-    basenames = [os.path.basename(mask) for mask in masks]
-    for mask, basename in zip(masks, basenames, strict=True):
-        if "." in mask or "/" in mask:
+    trained = model.config.model
+    basenames = [os.path.basename(mask) for mask in masks or ()]
+    asked_masks: Sequence[str | None] = masks or [None]
+    asked_ratios: Sequence[float | None] = ratios or [None]
+    for mask in asked_masks:
+        if mask is not None and ("." in mask or "/" in mask):
+            basename = os.path.basename(mask)
             array = read_mask(mask, model.module.unit.grid_size)
             name = basename if basenames.count(basename) == 1 else mask
             chosen[mask] = Variant(f"{name} {100 * array.mean():.3g}%", {"mask": array})
             continue
-        for ratio, seed in itertools.product(ratios or [model.config.model.mask_ratio], seeds):
-            caption = f"{mask} {100 * ratio:g}% seed {seed}"
+        for ratio, seed in itertools.product(asked_ratios, seeds):
+            name = mask or trained.get("mask_sampling", "random")
+            share = trained.get("mask_ratio") if ratio is None else ratio
+            percent = "" if share is None else f" {100 * share:g}%"
+            caption = f"{name}{percent} seed {seed}"
             fields = {"sampling": mask, "mask_ratio": ratio, "seed": seed}
             chosen[caption] = Variant(caption, fields)
     return list(chosen.values())
 
 
-def read_mask(path: str, grid_size: tuple[int, int]) -> np.ndarray:
+def read_mask(path: str, grid_size: tuple[int, ...]) -> np.ndarray:
     """Return the mask that a file holds, 1 = hidden.
 
     An image is stretched over the picture as the model sees it, cropped and resized; white hides: a
-    patch is hidden if at least half of it is. An array of 0 and 1 is taken as it is.
+    patch is hidden if at least half of it is, of a clip in all time slots. An array of 0 and 1 is
+    taken as it is.
 
     Raises:
       ConfigError: if it cannot be read.
@@ -165,12 +180,15 @@ def read_mask(path: str, grid_size: tuple[int, int]) -> np.ndarray:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise ConfigError(f"--mask={path}: expected an image or a .npy array, {reason}") from error
     white = Image.fromarray((grey >= WHITE).astype(np.float32))
-    share = white.resize((grid_size[1], grid_size[0]), Image.Resampling.BOX)
-    return (np.asarray(share) > 0.5 - 1e-6).astype(np.uint8)  # half, but for rounding
+    share = white.resize((grid_size[-1], grid_size[-2]), Image.Resampling.BOX)
+    hidden = (np.asarray(share) > 0.5 - 1e-6).astype(np.uint8)  # half, but for rounding
+    return np.broadcast_to(hidden, grid_size)
 
 
-def compare(model: api.Pretrained, images: np.ndarray, chosen: Sequence[Variant]) -> np.ndarray:
-    """Lay out images under masks, uint8 [height, width, 3].
+def compare(
+    model: api.Pretrained, images: np.ndarray, chosen: Sequence[Variant]
+) -> list[np.ndarray]:
+    """Lay out images under masks, uint8 [height, width, 3]; clips as `pictures.draw` does.
 
     One mask gives the columns of `pictures/step_N.png`. Several give the original, and for each
     mask what is seen and what comes of it.
@@ -188,8 +206,8 @@ def compare(model: api.Pretrained, images: np.ndarray, chosen: Sequence[Variant]
         panels = model.panels(images, plan)
         if len(chosen) == 1:
             captions["masked"] = f"masked: {variant.caption}"
-            return pictures.grid({caption: panels[name] for name, caption in captions.items()})
+            return pictures.draw({caption: panels[name] for name, caption in captions.items()})
         columns[captions["original"]] = panels["original"]
         columns[variant.caption] = panels["masked"]
         columns[f"{captions['reconstruction']} + visible, {variant.caption}"] = panels["pasted"]
-    return pictures.grid(columns)
+    return pictures.draw(columns)

@@ -2,6 +2,7 @@
 
     python -m mae_jax.tools.convert_checkpoint mae_pretrain_vit_base.pth runs/official_b
     python -m mae_jax.tools.convert_checkpoint runs/vit_b vit_b.pth --to=official
+    python -m mae_jax.tools.convert_checkpoint hivit_base.pth runs/official_hivit
 
 Flags are parsed here, without jax or flax, so that a typo is answered at once.
 """
@@ -45,8 +46,8 @@ def make_parser() -> Parser:
     """Return the parser of the flags."""
     parser = Parser(
         prog="python -m mae_jax.tools.convert_checkpoint",
-        description="Convert weights of the official MAE, of timm and of transformers to ours and"
-        " back. What SRC is, is told by its contents.",
+        description="Convert weights of the official MAE, HiViT, MixMIM and UM-MAE, of timm and of"
+        " transformers to ours and back. What SRC is, is told by its contents.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -64,12 +65,26 @@ def make_parser() -> Parser:
         help="whether a decoder predicts normalised patches, where SRC does not say",
     )
     parser.add_argument(
-        "--image_size", type=image_size, metavar="H,W", help="where it is not a square"
+        "--image_size",
+        type=image_size,
+        metavar="H,W",
+        help="where it is not a square, or SRC does not say",
     )
     for name in ("num_heads", "decoder_num_heads"):
         parser.add_argument(
             f"--{name}", type=positive, metavar="N", help="where SRC and its width do not tell"
         )
+    parser.add_argument("--frames", type=positive, metavar="N", help="of a clip, of VideoMAE")
+    parser.add_argument(
+        "--window_size", type=positive, metavar="N", help="of UM-MAE's Swin (default: 16)"
+    )
+    parser.add_argument(
+        "--compat_decoder_order",
+        type=truth,
+        metavar="true|false",
+        help="whether a decoder of UM-MAE's pyramids was trained with the released code's order of"
+        " positions (default: true)",
+    )
     parser.add_argument(
         "--ignore",
         action="append",

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import io
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
@@ -19,16 +18,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from flax import traverse_util
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mae_jax import api, build
-from mae_jax import config as configs
 from mae_jax.data import loader
-from mae_jax.data.sources import Source, open_source
-from mae_jax.data.transforms import eval_transform
-from mae_jax.errors import ConfigError
+from mae_jax.data.sources import Source, open_split, other_data, source_fields
 from mae_jax.files import completed
-from mae_jax.tools.outputs import Output, choose, output_shape, outputs
+from mae_jax.tools import manifests
+from mae_jax.tools.outputs import Output, Variables, choose, output_shape, outputs, variables
 from mae_jax.train import sharding
 from mae_jax.types import Params
 
@@ -97,20 +93,26 @@ def write(flags: argparse.Namespace) -> None:
     model = api.load(flags.checkpoint)
     pool = flags.pool or next(iter(outputs(model)))
     output = choose(model, pool)
-    name, fields = source_fields(model.config, flags.source, flags.path, flags.split)
-    source = open_source(name, **fields)
+    given = {"source": flags.source, "path": flags.path, "eval_split": flags.split}
+    data = other_data(model.config.data, given)
+    source = open_split(data, data.eval_split)
     folder = epath.Path(flags.out).expanduser()
     shards = Shards(folder, len(source), flags.shard_size, flags.format)
     shape = list(output_shape(model, output))
-    claim(
-        shards,
+    manifests.claim(
+        folder / "features.json",
         {
             "checkpoint": {
                 "step": model.step,
                 "averaged": model.averaged,
-                "parameters": digest(model.params),
+                "parameters": digest(model.params | {"extra": model.extra}),
             },
-            "source": {"name": name, **fields, "fingerprint": source.fingerprint()},
+            "source": {
+                "name": data.source,
+                "split": data.eval_split,
+                **source_fields(data),
+                "fingerprint": source.fingerprint(),
+            },
             "features": {
                 "pool": pool,
                 "shape": shape,
@@ -124,11 +126,13 @@ def write(flags: argparse.Namespace) -> None:
                 "batch_size": flags.batch_size,
             },
         },
+        files="features-*-of-*",
+        field="--out",
     )
     missing = shards.missing()
     weights = ", averaged weights" if model.averaged else ""
     print(
-        f"{folder}: {pool} {shape} of {shards.total:,} examples, {name} {fields['split']},"
+        f"{folder}: {pool} {shape} of {shards.total:,} examples, {data.source} {data.eval_split},"
         f" step {model.step}{weights}"
     )
     if len(missing) < len(shards):
@@ -141,49 +145,6 @@ def write(flags: argparse.Namespace) -> None:
         # At once, that a log shows how far it is.
         print(f"{shards.path(number).name}: {len(arrays['index'])} examples{note}", flush=True)
     print(f"complete: {len(shards)} files")
-
-
-def source_fields(
-    config: ConfigDict, name: str | None, path: str | None, split: str | None
-) -> tuple[str, dict[str, Any]]:
-    """Return the name of a source and the fields of `open_source`.
-
-    What is not given is that of the held-out examples of the run; of another source than that of
-    the run, the share that is held out is that source's own.
-    """
-    data = config.data
-    fields: dict[str, Any] = {"split": split or data.eval_split}
-    if name in (None, data.source):
-        path = data.path if path is None else path
-        return data.source, fields | {"path": path, "held_out": data.held_out}
-    return name, fields | {"path": path or ""}
-
-
-def claim(shards: Shards, manifest: dict[str, Any]) -> None:
-    """Write the manifest into the folder, or compare it with the one that is there.
-
-    Raises:
-      ConfigError: if the folder holds features of something else; names the first difference.
-    """
-    path = shards.folder / "features.json"
-    text = json.dumps(manifest, indent=2) + "\n"
-    if not path.exists():
-        if stray := sorted(shards.folder.glob("features-*-of-*")):
-            raise ConfigError(f"--out={shards.folder}: has {stray[0].name}, but no {path.name}")
-        with completed(path) as temporary:
-            temporary.write_text(text)
-        return
-    try:
-        before = configs.flatten(json.loads(path.read_text()))
-    except ValueError:
-        raise ConfigError(f"--out: {path} is no manifest of features") from None
-    now = configs.flatten(json.loads(text))
-    for name in now | before:
-        if before.get(name) != now.get(name):
-            raise ConfigError(
-                f"--out={shards.folder}: made with {name} {before.get(name)!r}, not"
-                f" {now.get(name)!r}: take another folder"
-            )
 
 
 def digest(params: Params) -> str:
@@ -222,15 +183,13 @@ def extract(
     """
     if not missing:
         return
-    data = model.config.data
     batches = loader.eval_batches(
         source,
-        eval_transform(data.image_size, crop_fraction=data.crop_fraction),
-        channels=data.channels,
+        build.build_eval_reader(model.config.data, one_view=True),
         batch_size=batch_size,
         examples=[index for number in missing for index in shards.examples(number)],
     )
-    computed = _computed(output, model.params, batches, mesh)
+    computed = _computed(output, variables(model), batches, mesh)
     for number in missing:
         count = len(shards.examples(number))
         parts = list(itertools.islice(computed, -(-count // batch_size)))
@@ -238,17 +197,17 @@ def extract(
 
 
 def _computed(
-    output: Output, params: Params, batches: loader.EvalBatches, mesh: Mesh
+    output: Output, values: Variables, batches: loader.EvalBatches, mesh: Mesh
 ) -> Iterator[Arrays]:
     """Yield the arrays of each batch; the next one is computed while one is fetched and used."""
     put = build.put_function(mesh)
-    params = jax.device_put(params, sharding.replicated(mesh))
+    values = jax.device_put(values, sharding.replicated(mesh))
     before: tuple[jax.Array, Arrays] | None = None
     for batch in batches:
         images = batch["image"]
         padding = -len(images) % mesh.size
         images = np.pad(images, [(0, padding), *[(0, 0)] * (images.ndim - 1)])
-        after = _apply(output, params, put({"image": images})["image"]), batch
+        after = _apply(output, values, put({"image": images})["image"]), batch
         if before is not None:
             yield _fetched(*before)
         before = after
@@ -257,8 +216,8 @@ def _computed(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(output: Output, params: Params, images: jax.Array) -> jax.Array:
-    return output(params, images)
+def _apply(output: Output, values: Variables, images: jax.Array) -> jax.Array:
+    return output(values, images)
 
 
 def _fetched(features: jax.Array, batch: Arrays) -> Arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +14,19 @@ from mae_jax.models.classifier import Classifier
 from mae_jax.tasks.inputs import ImageModel
 from mae_jax.types import Params
 
+Variables = tuple[Params, Any]
+
+
+def variables(model: Pretrained) -> Variables:
+    """Return parameters and extra variables of a model."""
+    return model.params, model.extra
+
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """A pure function of (parameters, images uint8 [B, H, W, C]) that returns float32 [B, ...].
+    """A pure function of (variables, images uint8 [B, H, W, C]) that returns float32 [B, ...].
+
+    Variables are the parameters and what a module has beside them, as `variables` returns them.
 
     Equal ones are compiled once.
 
@@ -30,9 +40,10 @@ class Output:
     name: str
     first_token: bool = False
 
-    def __call__(self, params: Params, images: jax.Array) -> jax.Array:
+    def __call__(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Return what the module makes of images."""
-        output = self.task.call(self.name, params, {"image": images})
+        params, extra = variables
+        output = self.task.call(self.name, params, {"image": images}, extra=extra)
         return output[:, 0] if self.first_token else output
 
 
@@ -56,12 +67,12 @@ def outputs(model: Pretrained) -> dict[str, Output]:
 def output_shape(model: Pretrained, output: Output) -> tuple[int, ...]:
     """Return the shape of what `output` makes of one image."""
     images = jax.ShapeDtypeStruct((1, *image_shape(model)), np.uint8)
-    return jax.eval_shape(output, model.params, images).shape[1:]
+    return jax.eval_shape(output, variables(model), images).shape[1:]
 
 
-def image_shape(model: Pretrained) -> tuple[int, int, int]:
-    """Return (H, W, C)."""
-    return (*model.config.data.image_size, model.config.data.channels)
+def image_shape(model: Pretrained) -> tuple[int, ...]:
+    """Return the shape of an image, (H, W, C)."""
+    return model.module.example()["image"].shape
 
 
 def choose(model: Pretrained, pool: str) -> Output:

@@ -19,7 +19,7 @@ from mae_jax import api, build
 from mae_jax.errors import ConfigError
 from mae_jax.files import completed
 from mae_jax.models.classifier import Classifier
-from mae_jax.tools.outputs import Output, choose, image_shape, output_shape
+from mae_jax.tools.outputs import Output, choose, image_shape, output_shape, variables
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LARGEST = 2**31  # bytes of a flatbuffer, the container of jax.export
@@ -68,7 +68,7 @@ def program(model: api.Pretrained, output: Output) -> bytes:
         )
     shape = ", ".join(map(str, image_shape(model)))
     images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {shape}"), np.uint8)
-    jitted = jax.jit(lambda images: output(model.params, images))
+    jitted = jax.jit(lambda images: output(variables(model), images))
     with _no_source_lines():
         return bytes(jax.export.export(jitted, platforms=PLATFORMS)(images).serialize())
 
@@ -98,10 +98,11 @@ def signature(model: api.Pretrained, output: Output) -> str:
 def parameters(model: api.Pretrained) -> bytes:
     """Return the parameters as a safetensors file, by names such as `encoder/norm/scale`.
 
+    The batch statistics of a linear probe are there too, under `batch_stats/`.
     Its metadata are strings, as the format wants them: `config`, `step` and `averaged` in JSON, and
     `mae_jax`, the version.
     """
-    arrays = traverse_util.flatten_dict(jax.device_get(model.params), sep="/")
+    arrays = traverse_util.flatten_dict(jax.device_get(model.params | model.extra), sep="/")
     metadata = {
         "config": json.dumps(model.config.to_dict()),
         "step": json.dumps(model.step),

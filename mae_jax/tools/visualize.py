@@ -56,8 +56,8 @@ def make_parser() -> Parser:
         "--mask",
         type=several(str),
         metavar="MASK,...",
-        help="random, block, grid, or a file: an image whose white hides, or .npy with 1 = hidden;"
-        " default: as in training",
+        help="a sampling (random, block, grid; tube, frame of clips), or a file: an image whose"
+        " white hides, or .npy with 1 = hidden; default: as in training",
     )
     parser.add_argument("--seed", type=several(int), default=[0], metavar="N,...", help="default 0")
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="images, default 8")

@@ -1,8 +1,8 @@
 """Checkpoints: the only module that knows Orbax.
 
-A step is a folder with the items `params`, `ema` (their average, where one is kept) and `train`
-(the rest of the state), and `data` and `meta` in JSON. It is committed by one rename, so that a
-step is there in full or not at all.
+A step is a folder with the items `params`, `ema` (their average, where one is kept), `extra`
+(batch statistics, where there are such) and `train` (the rest of the state), and `data` and `meta`
+in JSON. It is committed by one rename, so that a step is there in full or not at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mae_jax.errors import ConfigError
 from mae_jax.train.state import TrainState
 from mae_jax.types import Params
 
-ITEMS = ("params", "ema", "train", "data", "meta")
+ITEMS = ("params", "ema", "extra", "train", "data", "meta")
 
 
 class Checkpoints:
@@ -83,15 +83,32 @@ class Checkpoints:
         self._pending.append(step)
         return step
 
-    def save_params(self, params: Params, *, meta: dict[str, Any], step: int = 0) -> None:
-        """Save parameters alone, as a step from which no run resumes; returns when it is there."""
-        self._manager.save(
+    def save_params(
+        self, params: Params, *, meta: dict[str, Any], step: int = 0, extra: Any | None = None
+    ) -> None:
+        """Save parameters alone, as a step from which no run resumes; returns when it is there.
+
+        Args:
+          params: arrays.
+          meta: configuration and versions, for JSON.
+          step: its number.
+          extra: batch statistics, if there are such.
+        """
+        arrays = {"params": params, **({"extra": extra} if extra else {})}
+        started = self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta)
+                **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
+                meta=ocp.args.JsonSave(meta),
             ),
         )
+        if not started:
+            raise RuntimeError(f"checkpoint of step {step} was not saved; is there a later one?")
         self._manager.wait_until_finished()
+
+    def delete(self, step: int) -> None:
+        """Delete a committed step."""
+        self._manager.delete(step)
 
     def committed(self, *, wait: bool = False) -> list[int]:
         """Return the steps committed since the last call; with `wait`, when all are."""
@@ -131,7 +148,10 @@ class Checkpoints:
         """
         restored = self._restore_arrays(step, _array_items(target))
         return target.replace(
-            params=restored["params"], ema=restored.get("ema"), **restored["train"]
+            params=restored["params"],
+            ema=restored.get("ema"),
+            extra=restored.get("extra", {}),
+            **restored["train"],
         )
 
     def has_average(self, step: int) -> bool:
@@ -151,6 +171,10 @@ class Checkpoints:
         """
         item = "ema" if averaged else "params"
         return self._restore_arrays(step, {item: target})[item]
+
+    def restore_extra(self, step: int, target: Any) -> Any:
+        """Return the extra state of a step alone; arguments and errors as `restore_params`."""
+        return self._restore_arrays(step, {"extra": target})["extra"] if target else {}
 
     def _restore_arrays(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
         """Restore items by name; each target is a tree of shapes."""
@@ -173,14 +197,17 @@ class Checkpoints:
 def _array_items(state: TrainState) -> dict[str, Any]:
     """Return the items of arrays: each can be restored by itself, by Orbax alone."""
     items = {"params": state.params, "train": _train_item(state)}
-    return items if state.ema is None else items | {"ema": state.ema}
+    if state.ema is not None:
+        items["ema"] = state.ema
+    if state.extra:
+        items["extra"] = state.extra
+    return items
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:
-    """Return the state without its parameters and their average."""
+    """Return the state without its parameters, their average and the extra state."""
     return {
         "step": state.step,
-        "extra": state.extra,
         "opt_state": state.opt_state,
         "counters": state.counters,
     }

@@ -69,6 +69,7 @@ def train(
     console: Console,
     throughput: Throughput,
     stop: StopRequest,
+    keep_best: Callable[[TrainState, dict[str, float]], None] | None = None,
 ) -> int:
     """Train until the last step or a signal; the state is saved when this returns.
 
@@ -87,6 +88,7 @@ def train(
       console: takes lines and progress.
       throughput: clock.
       stop: the wish to stop.
+      keep_best: told of each evaluation, the state and its scalars.
 
     Returns:
       The last step done.
@@ -172,7 +174,9 @@ def train(
             previous = None
         if evaluating:
             begun = time.perf_counter()
-            evaluate(step, state, evaluators, writer, console)
+            measured = evaluate(step, state, evaluators, writer, console)
+            if keep_best is not None:
+                keep_best(state, measured)
             throughput.exclude(time.perf_counter() - begun)
         if saving:
             save()
@@ -187,16 +191,21 @@ def evaluate(
     evaluators: Sequence[Evaluator],
     writer: RunWriter,
     console: Console,
-) -> None:
-    """Run the evaluators on a state; scalars make one line, pictures a file each.
+) -> dict[str, float]:
+    """Run the evaluators on a state; scalars make one line, pictures and tables a file each.
 
     Where an average of the parameters is kept, it is measured, and the line says so.
+
+    Returns:
+      The scalars, `val/...`.
     """
     scalars: dict[str, float] = {}
     for evaluator in evaluators:
         for name, value in evaluator.run(state.best_params(), state.extra):
             if isinstance(value, float):
                 scalars[f"val/{name}"] = value
+            elif isinstance(value, str):
+                writer.table(step, name, value)
             else:
                 writer.picture(step, name, value)
     if scalars:
@@ -204,3 +213,4 @@ def evaluate(
         shown = "  ".join(f"{k.removeprefix('val/')} {v:.4g}" for k, v in scalars.items())
         of = "" if state.ema is None else ", averaged parameters"
         console.say(f"step {step} held out{of}:  {shown}")
+    return scalars

@@ -20,7 +20,7 @@ def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
 def warmup_cosine(
     step: jax.Array | int,
     *,
-    peak: float,
+    peak: float | jax.Array,
     warmup_steps: float,
     total_steps: int,
     minimum: float = 0.0,

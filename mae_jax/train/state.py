@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mae_jax.train.partition import select
 from mae_jax.types import Params
 
 
@@ -46,14 +47,28 @@ class TrainState(flax.struct.PyTreeNode):
         optimizer: optax.GradientTransformation,
         *,
         averaged: bool = False,
+        trainable: Any | None = None,
     ) -> TrainState:
-        """Return the state before the first step; with `averaged` it keeps an average."""
+        """Return the state before the first step.
+
+        Args:
+          params: all parameters.
+          extra: state that is not trained.
+          optimizer: knows the trainable parameters alone.
+          averaged: whether to keep an average.
+          trainable: tree of bools like `params`; None: all are.
+        """
         # Three arrays and not one: the step donates the state, and no buffer can be donated twice.
         step, in_all, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
         counters = Counters(in_all, in_a_row)
         # A copy, for the same reason.
         ema = jax.tree.map(jnp.copy, params) if averaged else None
-        return cls(step, params, extra, optimizer.init(params), counters, ema)
+        return cls(step, params, extra, optimizer.init(select(params, trainable)), counters, ema)
+
+    def starting_from(self, params: Params) -> TrainState:
+        """Return this state before the first step with other parameters, and their average."""
+        ema = None if self.ema is None else jax.tree.map(jnp.copy, params)
+        return self.replace(params=params, ema=ema)
 
     def best_params(self) -> Params:
         """Return the parameters to measure and to draw with: the averaged ones, where kept."""

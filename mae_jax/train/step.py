@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mae_jax.train.partition import merge, select
 from mae_jax.train.state import Counters, TrainState
 from mae_jax.types import Batch, Params, Rng, Task
 
@@ -23,9 +24,11 @@ def train_step(
     task: Task,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
-    seed: int,
+    seed: int | jax.Array,
     accumulation: int = 1,
     ema_decay: float = 0.0,
+    trainable: Any | None = None,
+    rate_factors: Any | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Make one update.
 
@@ -43,6 +46,10 @@ def train_step(
       accumulation: parts that the batch is cut into, one after the other, to save memory; divides
         B. The update is that of the whole batch, to rounding.
       ema_decay: of the average of the parameters, where the state has one.
+      trainable: tree of bools like the parameters; only leaves that are true are differentiated,
+        known to the optimiser, updated and averaged. None: all.
+      rate_factors: tree of floats like the parameters, by which the rate of each is multiplied
+        (layer-wise decay). None: 1 for all.
 
     Returns:
       The new state and float32 scalars: the task's metrics, `loss`, `learning_rate`, `grad_norm`,
@@ -50,20 +57,30 @@ def train_step(
     """
     rng = Rng(jax.random.key(seed), state.step)
     batch = task.prepare(batch, rng)
-    loss, metrics, extra, grads = _gradients(task, state, batch, rng, accumulation)
+    before = select(state.params, trainable)
+    loss, metrics, extra, grads = _gradients(task, state, before, batch, rng, accumulation)
     grad_norm = optax.tree.norm(grads)
     learning_rate = schedule(state.step)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    if rate_factors is None:
+        factors = jax.tree.map(lambda _: 1.0, before)
+    else:
+        factors = select(rate_factors, trainable)
+    average = None if state.ema is None else select(state.ema, trainable)
 
     def update() -> tuple:
-        direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-        return params, extra, opt_state, _averaged(state.ema, params, ema_decay)
+        direction, opt_state = optimizer.update(grads, state.opt_state, before)
+        after = jax.tree.map(
+            lambda p, d, factor: p - learning_rate * factor * d, before, direction, factors
+        )
+        return after, extra, opt_state, _averaged(average, after, ema_decay)
 
     def skip() -> tuple:
-        return state.params, state.extra, state.opt_state, state.ema
+        return before, state.extra, state.opt_state, average
 
-    params, extra, opt_state, ema = jax.lax.cond(finite, update, skip)
+    after, extra, opt_state, average = jax.lax.cond(finite, update, skip)
+    params = merge(state.params, after)
+    ema = None if state.ema is None else merge(state.ema, average)
     bad = 1 - finite.astype(jnp.int32)
     counters = Counters(
         nonfinite_steps=state.counters.nonfinite_steps + bad,
@@ -87,32 +104,33 @@ def _averaged(ema: Params | None, params: Params, decay: float) -> Params | None
 
 
 def _gradients(
-    task: Task, state: TrainState, batch: Batch, rng: Rng, accumulation: int
+    task: Task, state: TrainState, trained: Params, batch: Batch, rng: Rng, accumulation: int
 ) -> tuple[jax.Array, dict[str, jax.Array], Any, Params]:
-    """Return loss, metrics, extra state and gradients: means over the parts of the batch."""
-    loss_and_grad = jax.value_and_grad(task.loss, has_aux=True)
+    """Return loss, metrics, extra state, gradients of `trained`: means over the parts."""
+
+    def loss_of(trained: Params, batch: Batch, rng: Rng) -> tuple:
+        return task.loss(merge(state.params, trained), state.extra, batch, rng)
+
+    loss_and_grad = jax.value_and_grad(loss_of, has_aux=True)
     if accumulation == 1:
-        (loss, (metrics, extra)), grads = loss_and_grad(state.params, state.extra, batch, rng)
+        (loss, (metrics, extra)), grads = loss_and_grad(trained, batch, rng)
         return loss, metrics, extra, grads
 
-    def one(extra: Any, number: jax.Array, part: Batch) -> tuple[tuple, Any]:
+    def one(number: jax.Array, part: Batch) -> tuple:
         # What is drawn for each example is in the batch already; the rest differs between parts.
         part_rng = rng.replace(seed=jax.random.fold_in(rng.seed, number))
-        (loss, (metrics, extra)), grads = loss_and_grad(state.params, extra, part, part_rng)
-        return (loss, metrics, grads), extra
+        (loss, (metrics, extra)), grads = loss_and_grad(trained, part, part_rng)
+        return loss, metrics, extra, grads
 
-    def add(carry: tuple, numbered_part: tuple) -> tuple[tuple, None]:
-        sums, extra = carry
-        values, extra = one(extra, *numbered_part)
-        return (jax.tree.map(jnp.add, sums, values), extra), None
+    def add(sums: tuple, numbered_part: tuple) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, sums, one(*numbered_part)), None
 
     numbered = jnp.arange(accumulation), split_batch(batch, accumulation)
-    first = jax.tree.map(lambda x: x[0], numbered)
-    shapes, _ = jax.eval_shape(one, state.extra, *first)
+    shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], numbered))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (sums, extra), _ = jax.lax.scan(add, (zeros, state.extra), numbered)
-    loss, metrics, grads = jax.tree.map(lambda x: x / accumulation, sums)
-    return loss, metrics, extra, grads
+    sums, _ = jax.lax.scan(add, zeros, numbered)
+    # Back to the dtype of each: a mean of integers is no integer.
+    return jax.tree.map(lambda x, shape: (x / accumulation).astype(shape.dtype), sums, shapes)
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:

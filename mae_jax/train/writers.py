@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Mapping
@@ -10,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import tqdm
 from etils import epath
-from PIL import Image
 
+from mae_jax.files import encode_picture
 from mae_jax.train.metrics import format_seconds
 
 
@@ -115,17 +114,27 @@ class RunWriter:
                 self._tensorboard.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Write a picture, uint8 [H, W, 3], as `pictures/step_N.png` (`NAME_step_N` if named)."""
+        """Write a picture, uint8 [H, W, 3], as `pictures/step_N.png` (`NAME_step_N` if named).
+
+        A film, uint8 [F, H, W, 3], as `step_N.gif`.
+        """
         if not self._active:
             return
-        png = io.BytesIO()
-        Image.fromarray(image).save(png, format="PNG")
+        encoded, suffix = encode_picture(image)
         prefix = "" if name == "pictures" else f"{name}_"
         folder = self._workdir / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{prefix}step_{step}.png").write_bytes(png.getvalue())
-        if self._tensorboard is not None:
+        (folder / f"{prefix}step_{step}{suffix}").write_bytes(encoded)
+        if self._tensorboard is not None and image.ndim == 3:
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
+
+    def table(self, step: int, name: str, text: str) -> None:
+        """Write a table as `tables/NAME_step_N.csv`."""
+        if not self._active:
+            return
+        folder = self._workdir / "tables"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}_step_{step}.csv").write_text(text)
 
     def flush(self) -> None:
         """Bring everything to disk."""

@@ -86,6 +86,18 @@ def test_a_safetensors_file_cut_anywhere_is_refused(tmp_path):
         refusal(path)
 
 
+def test_an_index_is_of_integers_and_nothing_else(tmp_path):
+    index = np.arange(4, dtype=np.int64).reshape(2, 2)
+    name = "layers.0.attn.relative_position_index"
+    path = tmp_path / "x"
+    save_file({name: index, **STATE}, path)
+    read = files.read(path).state[name]
+    np.testing.assert_array_equal(read, index)
+    assert read.dtype == np.int64
+    save_file({name: index.astype(np.float32)}, path)
+    assert refusal(path).endswith(f"{name}: expected int64, got F32")
+
+
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F64", "I64"])
 def test_other_numbers_than_float32_are_refused_by_name(tmp_path, dtype):
     size = {"F16": 2, "BF16": 2}.get(dtype, 8)

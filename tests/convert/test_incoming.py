@@ -7,10 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mae_jax.convert import incoming, outgoing
-from mae_jax.convert.incoming import Told, nearest_size, weights_of
-from mae_jax.convert.layouts import OFFICIAL, TRANSFORMERS
+from mae_jax.convert import outgoing, reader
+from mae_jax.convert.families.family import nearest_size
+from mae_jax.convert.families.mae import OFFICIAL, TRANSFORMERS
+from mae_jax.convert.incoming import weights_of
+from mae_jax.convert.reader import Told
 from mae_jax.errors import ConfigError
+from mae_jax.pretrain.mae import SIZES
 from tests.convert import cases
 
 TOLD = cases.TOLD
@@ -56,12 +59,15 @@ def test_weights_come_back_with_their_model(parts, fields):
 
 
 def test_a_named_size_needs_no_dimensions():
+    def nearest(dims):
+        return nearest_size(dims, SIZES, "embed_dim")
+
     dims = {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16}
-    assert nearest_size(dims) == ("vit_l", {})
-    assert nearest_size(dims | {"patch_size": 14}) == ("vit_l", {"patch_size": 14})
-    assert nearest_size(dims | {"decoder_depth": 4}) == ("vit_l", {"decoder_depth": 4})
+    assert nearest(dims) == ("vit_l", {})
+    assert nearest(dims | {"patch_size": 14}) == ("vit_l", {"patch_size": 14})
+    assert nearest(dims | {"decoder_depth": 4}) == ("vit_l", {"decoder_depth": 4})
     tiny = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
-    assert nearest_size(tiny) == ("vit_s", {"embed_dim": 192, "num_heads": 3})
+    assert nearest(tiny) == ("vit_s", {"embed_dim": 192, "num_heads": 3})
 
 
 @pytest.mark.parametrize(
@@ -251,5 +257,5 @@ def test_what_was_recognised_is_said():
 
 def test_a_nan_table_is_not_taken_for_ours():
     table = np.zeros((1, 2, 4), np.float32)
-    assert incoming._same_table(table, table)
-    assert not incoming._same_table(table + np.nan, table)
+    assert reader.same_table(table, table)
+    assert not reader.same_table(table + np.nan, table)

@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mae_jax.convert import layouts, outgoing
-from mae_jax.convert.layouts import OFFICIAL, TRANSFORMERS, TRANSFORMERS_5_MEMORY, TRANSFORMERS_BASE
+from mae_jax.convert import families, layouts, outgoing
+from mae_jax.convert.families.mae import (
+    FAMILY,
+    OFFICIAL,
+    TRANSFORMERS,
+    TRANSFORMERS_5_MEMORY,
+    TRANSFORMERS_BASE,
+)
 from mae_jax.errors import ConfigError
 from mae_jax.nn.patches import PatchUnit
 from tests.convert import cases
@@ -87,17 +93,18 @@ def test_arrays_are_laid_out_as_in_torch():
     np.testing.assert_array_equal(apart[f"{start}.value.bias"], [8, 9, 10, 11])
 
 
-@pytest.mark.parametrize("number", range(len(layouts.LAYOUTS)))
+@pytest.mark.parametrize("number", range(len(FAMILY.layouts)))
 @pytest.mark.parametrize(
     ("parts", "fields"),
     [(cases.ENCODER, {}), (cases.FULL, {}), (cases.HEAD, {"pooling": "cls"})],
     ids=["encoder", "full", "classifier"],
 )
 def test_a_layout_is_recognised_and_undone(number, parts, fields):
-    layout = layouts.LAYOUTS[number]
+    layout = FAMILY.layouts[number]
     weights = cases.make(parts, positions="learned", **fields)
     state = outgoing.state_of(weights, layout)
-    found = layouts.recognise(state, "here")
+    family, found = families.recognise(state, "here")
+    assert family is FAMILY
     cases.assert_same(found.to_ours(state, weights.params), weights.params)
     if parts == cases.FULL:  # else two of them have the same names
         assert found == layout
@@ -107,13 +114,13 @@ def test_recognising_does_not_hang_on_one_array():
     state = outgoing.state_of(cases.make(), TRANSFORMERS)
     for name in list(state):
         rest = state.keys() - {name}
-        assert layouts.recognise(rest, "here") == TRANSFORMERS
+        assert families.recognise(rest, "here") == (FAMILY, TRANSFORMERS)
 
 
 @pytest.mark.parametrize("names", [[], ["conv1.weight", "fc.bias"], ["head.weight", "head.bias"]])
 def test_names_of_no_layout_are_refused(names):
     with pytest.raises(ConfigError, match="here: expected weights of a ViT with the names of"):
-        layouts.recognise(names, "here")
+        families.recognise(names, "here")
 
 
 def test_what_a_layout_has_no_place_for_is_refused_by_name():

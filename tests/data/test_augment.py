@@ -122,6 +122,81 @@ class TestOperations:
         assert act("sharpness", dot, 1.0)[3, 3, 0] > 150 > act("sharpness", dot, -1.0)[3, 3, 0]
 
 
+K = np.arange(16).reshape(4, 4)
+GREYS = 16 * K + 1
+# What each operation makes of these four by four pixels. Of a level of +-5/9 the factor is 1.5 or
+# 0.5, and a translation is of one pixel in four.
+BY_HAND = [
+    ("invert", 0.5, 254 - 16 * K),
+    ("auto_contrast", 0.5, 17 * K),  # from 1 ... 241 to 0 ... 255
+    ("equalize", 0.5, GREYS),  # needs 255 pixels to do anything
+    ("posterize", 0.5, K // 4 * 64),  # two bits
+    ("solarize", 0.5, np.where(K < 8, GREYS, 255 - GREYS)),  # from 128 on
+    ("solarize_add", 0.5, np.where(K < 8, GREYS + 55, GREYS)),
+    ("color", 5 / 9, GREYS),  # there is no colour
+    ("contrast", 5 / 9, (24 * K - 59).clip(0, 255)),  # 121 + 1.5 (16 k - 120)
+    ("contrast", -5 / 9, 8 * K + 61),  # 121 + 0.5 (16 k - 120)
+    ("brightness", 5 / 9, (24 * K + 1).clip(0, 255)),  # 24 k + 1.5
+    ("brightness", -5 / 9, 8 * K),  # 8 k + 0.5
+]
+# The same of geometry, as the k whose pixel is read; -1: none, the fill colour. Shears are of 0.15,
+# 0.45, 0.75 and 1.05 pixels. A turn by 30 degrees moves the outer ring one on, but for corners.
+GEOMETRY_BY_HAND = [
+    ("shear_x", 1.0, [[0, 1, 2, 3], [4, 5, 6, 7], [9, 10, 11, -1], [13, 14, 15, -1]]),
+    ("shear_x", -1.0, [[0, 1, 2, 3], [4, 5, 6, 7], [-1, 8, 9, 10], [-1, 12, 13, 14]]),
+    ("shear_y", 1.0, [[0, 1, 6, 7], [4, 5, 10, 11], [8, 9, 14, 15], [12, 13, -1, -1]]),
+    ("shear_y", -1.0, [[0, 1, -1, -1], [4, 5, 2, 3], [8, 9, 6, 7], [12, 13, 10, 11]]),
+    ("translate_x", 5 / 9, [[1, 2, 3, -1], [5, 6, 7, -1], [9, 10, 11, -1], [13, 14, 15, -1]]),
+    ("translate_x", -5 / 9, [[-1, 0, 1, 2], [-1, 4, 5, 6], [-1, 8, 9, 10], [-1, 12, 13, 14]]),
+    ("translate_y", 5 / 9, [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15], [-1, -1, -1, -1]]),
+    ("translate_y", -5 / 9, [[-1, -1, -1, -1], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]),
+    ("rotate", 1.0, [[-1, 2, 3, -1], [0, 5, 6, 11], [4, 9, 10, 15], [-1, 12, 13, -1]]),
+    ("rotate", -1.0, [[-1, 0, 1, -1], [8, 5, 6, 3], [12, 9, 10, 7], [-1, 14, 15, -1]]),
+]
+
+
+class TestFourByFour:
+    @staticmethod
+    def act(name, values, level):
+        pixels = np.repeat(np.asarray(values, np.uint8)[:, :, None], 3, axis=2)
+        return act(name, pixels, level, Image.Resampling.NEAREST)
+
+    @pytest.mark.parametrize(("name", "level", "expected"), BY_HAND)
+    def test_values(self, name, level, expected):
+        out = self.act(name, GREYS, level)
+        for channel in range(3):
+            np.testing.assert_array_equal(out[:, :, channel], expected)
+
+    @pytest.mark.parametrize(("name", "level", "expected"), GEOMETRY_BY_HAND)
+    def test_places(self, name, level, expected):
+        out = self.act(name, GREYS, level)
+        read = np.asarray(expected)
+        np.testing.assert_array_equal(out[read < 0], np.tile(FILL, ((read < 0).sum(), 1)))
+        for channel in range(3):
+            np.testing.assert_array_equal(out[read >= 0, channel], 16 * read[read >= 0] + 1)
+
+    @pytest.mark.parametrize(
+        ("level", "dot", "near"),
+        [(5 / 9, 73, 38), (-5 / 9, 57, 40)],  # 49 + f (65 - 49), 41 + f (39 - 41); f = 1.5, 0.5
+    )
+    def test_sharpness(self, level, dot, near):
+        """Smoothed by (1 1 1; 1 5 1; 1 1 1) / 13 the dot is 49 and what is near it 41."""
+        values = np.full((4, 4), 39)
+        values[1, 1] = 39 + 26
+        expected = np.full((4, 4), 39)  # the rim is left as it is
+        expected[1:3, 1:3] = near
+        expected[1, 1] = dot
+        np.testing.assert_array_equal(self.act("sharpness", values, level)[:, :, 0], expected)
+
+    @pytest.mark.parametrize(
+        ("level", "expected"), [(5 / 9, (238, 88, 13)), (-5 / 9, (162, 112, 87))]
+    )
+    def test_color(self, level, expected):
+        """Grey is 59.8 + 58.7 + 5.7, rounded to 124; colours lie 76, -24 and -74 off."""
+        pixels = np.tile(np.array((200, 100, 50), np.uint8), (4, 4, 1))
+        np.testing.assert_array_equal(act("color", pixels, level), np.tile(expected, (4, 4, 1)))
+
+
 class TestGeometry:
     @pytest.mark.parametrize(
         ("name", "axis", "sides"), [("translate_x", 1, (9, 20)), ("translate_y", 0, (20, 9))]
@@ -230,6 +305,22 @@ class TestDraws:
         below = np.quantile(np.abs(levels), 0.1587)
         assert below == pytest.approx(8.5, abs=0.04)  # one sd below
         assert (levels > 0).mean() == pytest.approx(0.5, abs=0.025)
+
+    def test_each_operation_draws_a_level_of_its_own(self, applied):
+        rng, draws = generator(), 10_000
+        transform = RandAugment(probability=1.0)
+        for _ in range(draws // 2):
+            transform(noise(2, 2), rng)
+        names = np.array([name for name, *_ in applied])
+        levels = np.array([level for _, level, *_ in applied])
+        magnitudes, signs = np.abs(levels), np.sign(levels)
+        for values in (magnitudes, signs):  # of the first and second operation on an image
+            assert abs(np.corrcoef(values[::2], values[1::2])[0, 1]) < 4 / (draws / 2) ** 0.5
+        assert abs(np.corrcoef(magnitudes, signs)[0, 1]) < 4 / draws**0.5
+        for name in OPERATIONS:
+            of_name = levels[names == name]
+            assert np.abs(of_name).mean() == pytest.approx(0.9 - 0.0004, abs=0.008)  # sd 0.0019
+            assert (of_name > 0).mean() == pytest.approx(0.5, abs=0.08)  # sd 0.019
 
     def test_magnitudes_do_not_fall_below_zero(self):
         rng = generator()

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from mae_jax.data import loader, transforms
+from mae_jax.data.readers.images import ImageReader
 from mae_jax.data.sources import folder
 from mae_jax.errors import ConfigError
 from tests.helpers import metrics, run, tiny_run
@@ -207,7 +208,7 @@ def index_of(source, name):
 
 def load(source, index, transform=None):
     transform = transform or transforms.eval_transform((16, 16), crop_fraction=1.0)
-    example = loader.LoadExample(source, transforms.Decode(3, exif=True), transform)
+    example = loader.LoadExample(source, ImageReader(3, transform))
     return example.random_map(index, np.random.default_rng(index))
 
 
@@ -272,7 +273,7 @@ def test_a_file_without_permission_is_replaced(tmp_path):
 def batches(source, **options):
     transform = transforms.train_transform((16, 16), augment="random_resized_crop")
     options = {"batch_size": 16, "seed": 3, "threads": 1, **options}
-    return loader.train_batches(source, transform, channels=3, **options)
+    return loader.train_batches(source, ImageReader(3, transform), **options)
 
 
 def take(iterator, count):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 from PIL import Image
 
 from mae_jax.data import loader, transforms
+from mae_jax.data.processes import available_cores
+from mae_jax.data.readers.images import ImageReader
 from mae_jax.data.sources import folder
 from mae_jax.errors import ConfigError
 
@@ -73,8 +76,9 @@ def take(iterator, count):
 
 
 def train(count, source=None, transform=TRANSFORM, **options):
-    options = {"channels": 1, "batch_size": 8, "seed": 7, "threads": 0, **options}
-    return take(loader.train_batches(source or Memory(), transform, **options), count)
+    options = {"batch_size": 8, "seed": 7, "threads": 0, **options}
+    read = ImageReader(options.pop("channels", 1), transform)
+    return take(loader.train_batches(source or Memory(), read, **options), count)
 
 
 def assert_same(batches, expected):
@@ -159,7 +163,7 @@ class TestTrainBatches:
     def test_batch_size_must_divide_among_processes(self, batch_size):
         with pytest.raises(ConfigError, match=f"batch_size: .* 2 processes, got {batch_size}"):
             loader.train_batches(
-                Memory(), TRANSFORM, channels=1, batch_size=batch_size, seed=0, process_count=2
+                Memory(), ImageReader(1, TRANSFORM), batch_size=batch_size, seed=0, process_count=2
             )
 
     @pytest.mark.slow
@@ -175,12 +179,13 @@ class TestTrainBatches:
         script = (
             "import multiprocessing, time\n"
             "from mae_jax.data import loader, transforms\n"
+            "from mae_jax.data.readers.images import ImageReader\n"
             "from mae_jax.data.sources import folder\n"
             "if __name__ == '__main__':\n"
             f"    source = folder.make('train', path={str(pictures)!r})\n"
-            "    transform = transforms.eval_transform((8, 8))\n"
+            "    read = ImageReader(3, transforms.eval_transform((8, 8)))\n"
             "    batches = loader.train_batches(\n"
-            "        source, transform, channels=3, batch_size=2, seed=0, workers=1)\n"
+            "        source, read, batch_size=2, seed=0, workers=1)\n"
             "    next(batches)\n"
             "    print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
             "    time.sleep(600)\n"
@@ -262,8 +267,9 @@ class TestBadExamples:
 
 class TestLimitOfBadExamples:
     def batches(self, source, **options):
-        options = {"channels": 1, "batch_size": 20, "seed": 0, "threads": 0, **options}
-        return loader.train_batches(source, TRANSFORM, **options)
+        options = {"batch_size": 20, "seed": 0, "threads": 0, **options}
+        read = ImageReader(options.pop("channels", 1), TRANSFORM)
+        return loader.train_batches(source, read, **options)
 
     def test_bad_examples_are_counted_once_each_and_only_once_handed_out(self):
         batches = self.batches(Memory(40, bad=(3, 4, 9)), batch_size=4)
@@ -319,10 +325,59 @@ class TestLimitOfBadExamples:
             self.batches(Memory(), max_bad_share=share)
 
 
+@dataclasses.dataclass(frozen=True)
+class TwoViews:
+    """An image and its negative."""
+
+    field = "image"
+    views = 2
+
+    def __call__(self, example, rng, *, exif=False):
+        return {"image": np.stack([example["image"], 255 - example["image"]])}
+
+
+class TestViews:
+    def test_views_of_an_example_are_rows_one_after_the_other(self):
+        source = Memory()
+        batches = take(loader.train_batches(source, TwoViews(), batch_size=4, seed=7, threads=0), 6)
+        plain = train(6, source, batch_size=4)
+        for batch, of_examples in zip(batches, plain, strict=True):
+            assert batch["image"].shape == (8, 16, 16, 1)
+            for name in ("index", "label", "asked", "replaced"):
+                assert batch[name].tolist() == of_examples[name].repeat(2).tolist()
+            np.testing.assert_array_equal(batch["image"][::2], source.images[batch["index"][::2]])
+            np.testing.assert_array_equal(batch["image"][1::2], 255 - batch["image"][::2])
+
+    def test_processes_share_out_the_examples_with_their_views(self):
+        def part(index, count):
+            return take(
+                loader.train_batches(
+                    Memory(),
+                    TwoViews(),
+                    batch_size=4,
+                    seed=7,
+                    threads=0,
+                    process_index=index,
+                    process_count=count,
+                ),
+                3,
+            )
+
+        for whole, first, second in zip(part(0, 1), part(0, 2), part(1, 2), strict=True):
+            joined = {name: np.concatenate([first[name], second[name]]) for name in whole}
+            assert_same([joined], [whole])
+
+    def test_padding_has_as_many_rows_as_examples_have(self):
+        first, second = loader.eval_batches(Memory(5), TwoViews(), batch_size=4)
+        assert first["weight"].tolist() == [1.0] * 8
+        assert second["weight"].tolist() == [1, 1] + [0] * 6
+        assert second["index"].tolist() == [4, 4, 0, 0, 1, 1, 2, 2]
+
+
 class TestEvalBatches:
     def batches(self, source, **options):
-        options = {"channels": 1, "batch_size": 4, **options}
-        return loader.eval_batches(source, transforms.eval_transform((12, 12)), **options)
+        read = ImageReader(options.pop("channels", 1), transforms.eval_transform((12, 12)))
+        return loader.eval_batches(source, read, **{"batch_size": 4, **options})
 
     def test_all_examples_come_in_order_and_the_tail_is_padded(self):
         batches = self.batches(Memory(10))
@@ -389,8 +444,33 @@ def test_small_hosts_load_in_threads_and_large_ones_in_workers(cores, workers):
     assert loader.default_workers(cores) == workers
 
 
+@pytest.mark.parametrize(
+    ("workers", "cores", "threads"),
+    [(0, 1, 1), (0, 2, 2), (0, 96, 8), (24, 96, 4), (2, 2, 1), (2, 9, 4), (4, 1, 1)],
+)
+def test_threads_do_not_outnumber_the_cores(workers, cores, threads):
+    assert loader.default_threads(workers, cores) == threads
+
+
+def test_the_next_batch_is_loaded_while_nobody_asks_for_it():
+    indices, second_batch = [], threading.Event()
+
+    class Watched(Memory):
+        def __getitem__(self, index):
+            indices.append(index)
+            if len(indices) == 16:
+                second_batch.set()
+            return super().__getitem__(index)
+
+    options = {"batch_size": 8, "seed": 7, "threads": 1}
+    batches = loader.train_batches(Watched(), ImageReader(1, TRANSFORM), **options)
+    next(batches)
+    assert second_batch.wait(timeout=30)
+    batches.close()
+
+
 def test_cores_are_counted():
-    assert 1 <= loader.available_cores() <= os.cpu_count()
+    assert 1 <= available_cores() <= os.cpu_count()
 
 
 def test_worker_modules_import_neither_jax_nor_anything_optional():

@@ -17,6 +17,7 @@ from mae_jax.data.transforms import (
     HorizontalFlip,
     RandomCrop,
     RandomResizedCrop,
+    RandomResizedCropClamped,
 )
 from mae_jax.errors import ConfigError
 
@@ -215,7 +216,7 @@ def slow_resize(image, height, width):
 @pytest.mark.parametrize("size", [(16, 24), (90, 70), (40, 11)])
 def test_resizing_is_antialiased_bicubic_with_independent_channels(channels, size):
     image = smooth(40, 50, channels)
-    resized = transforms._resize(image, size)
+    resized = transforms.resize(image, size)
     assert resized.shape == (*size, channels)
     assert resized.dtype == np.uint8
     # Two passes round to integers, each by at most 1/2.
@@ -311,6 +312,55 @@ class TestRandomResizedCrop:
         assert (crop(image, generator(3)) != crop(image, generator(4))).any()
 
 
+class TestRandomResizedCropClamped:
+    def boxes(self, crop, height, width, count=4000):
+        rng = generator(1)
+        return np.array([crop.box(height, width, rng) for _ in range(count)])
+
+    @pytest.mark.parametrize(("height", "width"), [(300, 400), (40, 500), (7, 5)])
+    def test_sides_are_drawn_once_rounded_and_cut_down_to_the_image(self, height, width):
+        crop = RandomResizedCropClamped((8, 8), (0.08, 1.0))
+        rng, same, cut = generator(2), generator(2), 0
+        for _ in range(300):
+            area = height * width * same.uniform(0.08, 1.0)
+            ratio = np.exp(same.uniform(np.log(3 / 4), np.log(4 / 3)))
+            wide, high = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+            cut += wide > width or high > height
+            wide, high = min(wide, width), min(high, height)
+            top, left = same.integers(height - high + 1), same.integers(width - wide + 1)
+            assert crop.box(height, width, rng) == (top, left, high, wide)
+        assert cut > 10  # so that it matters
+
+    def test_a_box_that_cannot_fit_keeps_its_other_side(self):
+        crop = RandomResizedCropClamped((8, 8), (1.0, 1.0), (1.0, 1.0))
+        # 100 x 400 pixels are a square of 200: cut to 100 x 200.
+        top, left, height, width = self.boxes(crop, 100, 400).T
+        assert set(zip(top, height, width, strict=True)) == {(0, 100, 200)}
+        assert set(left) == set(range(201))
+        quantiles = np.quantile(left, [0.25, 0.5, 0.75])
+        np.testing.assert_allclose(quantiles, [50, 100, 150], atol=6)
+
+    def test_large_boxes_are_more_frequent_than_with_drawing_again(self):
+        clamped, again = (
+            self.boxes(kind((8, 8), (0.08, 1.0)), 300, 400)[:, 2:].prod(axis=1).mean() / 120_000
+            for kind in (RandomResizedCropClamped, RandomResizedCrop)
+        )
+        # Uniform in 0.08 ... 1 has the mean 0.54; cutting down costs less than leaving out does.
+        assert again + 0.02 < clamped < 0.54
+
+    def test_a_side_is_at_least_one_pixel(self):
+        crop = RandomResizedCropClamped((8, 8), (0.01, 0.02), (0.1, 10.0))
+        boxes = self.boxes(crop, 3, 2, count=200)
+        assert boxes[:, 2:].min() == 1
+
+    def test_box_is_cut_and_resized(self):
+        image = noise(40, 50, 3)
+        crop = RandomResizedCropClamped((16, 24), (1.0, 1.0))
+        top, left, height, width = crop.box(40, 50, generator(5))
+        expected = transforms.resize(image[top : top + height, left : left + width], (16, 24))
+        np.testing.assert_array_equal(crop(image, generator(5)), expected)
+
+
 class TestHorizontalFlip:
     def test_flip_mirrors_columns(self):
         image = noise(3, 4, 2)
@@ -340,6 +390,31 @@ class TestCenterCrop:
         whole = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BICUBIC)
         expected = np.asarray(whole)[top : top + 224, left : left + 224]
         np.testing.assert_array_equal(CenterCrop((224, 224))(image), expected)
+
+    # Odd sizes, smaller than the crop, long, and of the crop's own size.
+    @pytest.mark.parametrize(
+        "shape",
+        [(375, 500), (500, 333), (97, 131), (225, 223), (641, 257), (61, 400), (384, 384)],
+    )
+    @pytest.mark.parametrize(("size", "short"), [(224, 256), (384, 384), (448, 448)])
+    @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+    def test_files_become_bit_for_bit_what_plain_pillow_makes_of_them(
+        self, shape, size, short, file_format
+    ):
+        pixels = smooth(*shape, 3) ^ noise(*shape, 3) % 16
+        data = encode(pixels if file_format == "JPEG" else pixels[:, :, 0], file_format)
+
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        width, height = image.size
+        if width < height:
+            image = image.resize((short, int(short * height / width)), Image.Resampling.BICUBIC)
+        else:
+            image = image.resize((int(short * width / height), short), Image.Resampling.BICUBIC)
+        left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+        expected = np.asarray(image.crop((left, top, left + size, top + size)))
+
+        transform = transforms.eval_transform((size, size), crop_fraction=size / short)
+        np.testing.assert_array_equal(transform(Decode(3)(data), generator()), expected)
 
     @pytest.mark.parametrize(
         ("shape", "size", "resized"),
@@ -433,7 +508,7 @@ class TestTransforms:
             (8, 12), augment="random_resized_crop", crop_scale=(0.5, 0.6), crop_ratio=(1.0, 1.0)
         )
         crop, flip = transform.steps
-        assert dataclasses.astuple(crop) == ((8, 12), (0.5, 0.6), (1.0, 1.0))
+        assert dataclasses.astuple(crop)[:3] == ((8, 12), (0.5, 0.6), (1.0, 1.0))
         assert isinstance(flip, HorizontalFlip)
         image = noise(40, 50, 3)
         expected = flip(crop(image, rng := generator(7)), rng)
@@ -441,7 +516,7 @@ class TestTransforms:
 
     def test_defaults_are_those_of_mae_pretraining(self):
         crop = transforms.train_transform((224, 224), augment="random_resized_crop").steps[0]
-        assert dataclasses.astuple(crop) == ((224, 224), (0.2, 1.0), (3 / 4, 4 / 3))
+        assert dataclasses.astuple(crop)[:3] == ((224, 224), (0.2, 1.0), (3 / 4, 4 / 3))
 
     def test_flip_can_be_left_out(self):
         transform = transforms.train_transform((8, 8), augment="random_resized_crop", flip=False)
@@ -465,6 +540,26 @@ class TestTransforms:
         ).steps
         assert crop == RandomCrop((8, 12), 0.75)
         assert flip == HorizontalFlip(0.5)
+
+    def test_clamped_crop_has_the_ranges_and_a_flip(self):
+        crop, flip = transforms.train_transform(
+            (8, 12), augment="random_resized_crop_clamped", crop_scale=(0.08, 1.0)
+        ).steps
+        assert crop == RandomResizedCropClamped((8, 12), (0.08, 1.0), (3 / 4, 4 / 3))
+        assert flip == HorizontalFlip(0.5)
+
+    @pytest.mark.parametrize("flip", [True, False])
+    def test_what_comes_after_comes_last_and_draws_on(self, flip):
+        def invert_some(image, rng):
+            return np.where(rng.random(image.shape) < 0.5, 255 - image, image)
+
+        fields = {"augment": "random_resized_crop", "flip": flip}
+        plain = transforms.train_transform((8, 8), **fields)
+        longer = transforms.train_transform((8, 8), **fields, after=invert_some)
+        assert longer.steps == (*plain.steps, invert_some)
+        image = noise(40, 50, 3)
+        expected = invert_some(plain(image, rng := generator(7)), rng)
+        np.testing.assert_array_equal(longer(image, generator(7)), expected)
 
     def test_unknown_augmentation_is_refused(self):
         with pytest.raises(ConfigError, match=r"data.augment: expected .* got 'autoaugment'"):

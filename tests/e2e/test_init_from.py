@@ -29,6 +29,7 @@ def source(tmp_path_factory):
     return ours
 
 
+@pytest.mark.slow
 def test_first_loss_is_that_of_the_weights_it_starts_from(source, tmp_path):
     flags = ["--config=photos", f"--workdir={tmp_path / 'run'}", *overrides(PHOTOS)]
     status, output = run([*flags, f"--config.init_from={source}", "--stop_at_step=3"])
@@ -41,7 +42,7 @@ def test_first_loss_is_that_of_the_weights_it_starts_from(source, tmp_path):
     mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
     train, _ = build.build_sources(config)
     batches = build.build_batches(
-        config, train, build.build_transforms(config)[0], start_step=0, mesh=mesh
+        config, train, build.build_readers(config)[0], start_step=0, mesh=mesh
     )
     task = PretrainTask(model.module, config.data.mean, config.data.std)
     rng = Rng(jax.random.key(config.seed), 0)
@@ -56,6 +57,7 @@ def test_first_loss_is_that_of_the_weights_it_starts_from(source, tmp_path):
     assert "resumed from step 3" in output
 
 
+@pytest.mark.slow
 def test_an_encoder_for_another_grid_gets_a_fresh_decoder_where_it_has_none(tmp_path):
     config = tiny_config()
     whole = api.load(write_checkpoint(tmp_path / "whole", config))

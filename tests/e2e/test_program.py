@@ -4,20 +4,28 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 
+from mae_jax import config as configs
+from tests.e2e.cases import (
+    LABELLED,
+    STEPS,
+    Case,
+    assert_changes_are_refused,
+    assert_parts_equal_the_whole,
+)
 from tests.helpers import (
     assert_same_state,
     finish,
     metrics,
     read_until,
     run,
+    run_here,
     saved_arrays,
     start,
     tiny_run,
 )
-
-STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -67,23 +75,6 @@ def test_the_step_is_compiled_once(whole):
         assert sum(name in line for line in finished) == 1, name
 
 
-def test_a_run_in_two_parts_equals_one_in_one(whole, tmp_path):
-    workdir = tmp_path / "parts"
-    status, output = run([*tiny_run(workdir), "--stop_at_step=13"])
-    assert status == 0, output
-    assert "saved step 13" in output
-    assert "finished at step 13 of 40" in output
-    status, output = run(tiny_run(workdir))
-    assert status == 0, output
-    assert "resumed from step 13" in output
-    assert "started from scratch" not in output
-    assert_same_state(whole[0], workdir, STEPS)
-    losses = {r["step"]: r["train/loss"] for r in metrics(whole[0]) if "train/loss" in r}
-    for row in metrics(workdir):
-        if "train/loss" in row and row["step"] in losses:
-            assert row["train/loss"] == losses[row["step"]]
-
-
 def test_a_finished_run_says_so_again_and_changes_nothing(whole):
     before = metrics(whole[0])
     status, output = run(tiny_run(whole[0]))
@@ -93,7 +84,9 @@ def test_a_finished_run_says_so_again_and_changes_nothing(whole):
     assert metrics(whole[0]) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_saves_says_how_to_go_on_and_gives_75(whole, tmp_path, number):
     workdir = tmp_path / "stopped"
     process = start(tiny_run(workdir))
@@ -109,20 +102,95 @@ def test_a_signal_saves_says_how_to_go_on_and_gives_75(whole, tmp_path, number):
     assert_same_state(whole[0], workdir, STEPS)
 
 
-def test_a_kill_loses_nothing_that_was_saved(whole, tmp_path):
-    workdir = tmp_path / "killed"
-    process = start(tiny_run(workdir))
-    read_until(process, "saved step 10")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    status, output = run(tiny_run(workdir))
+CASES = {
+    "pretrain": Case("demo", {}, STEPS, 13, 20, ({"epochs": "0.2"}, {"model__mask_ratio": "0.5"})),
+    "finetune": Case(
+        "finetune:demo",
+        {
+            "init_from": "scratch",
+            "model__drop_path_rate": "0.2",
+            "data__mixup_alpha": "0.8",
+            "data__cutmix_alpha": "1.0",
+            "data__mixup_group": "4",
+            "data__label_smoothing": "0.1",
+            "data__erasing_probability": "0.5",
+        },
+        changes=({"data__mixup_alpha": "0.4"}, {"optimizer__layer_decay": "0.5"}),
+        **LABELLED,
+    ),
+    "linear_probe": Case(
+        "linear_probe:demo",
+        {"init_from": "scratch", "run__accumulation": "2", "model__norm_group": "4"},
+        changes=({"model__norm_group": "8"}, {"optimizer__momentum": "0.5"}),
+        items=("extra",),
+        **LABELLED,
+    ),
+    "partial": Case(
+        "partial:demo",
+        {"init_from": "scratch"},
+        changes=({"optimizer__trainable_blocks": "0.5"}, {"data__per_class": "5"}),
+        **LABELLED,
+    ),
+    "scratch": Case(
+        "scratch:demo",
+        {},
+        changes=({"optimizer__ema_decay": "0.5"}, {"init_from": "runs/demo"}),
+        items=("ema",),
+        **LABELLED,
+    ),
+}
+
+
+# In the fast tests one that trains everything and one with state beside its parameters.
+FAST = ("pretrain",)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+)
+def case(request, compiled_once, tmp_path_factory):
+    """A task and one uninterrupted run of it."""
+    workdir = tmp_path_factory.mktemp(request.param) / "run"
+    status, output = run_here(CASES[request.param].flags(workdir))
     assert status == 0, output
-    assert "resumed from step" in output
-    assert_same_state(whole[0], workdir, STEPS)
-    steps = [row["step"] for row in metrics(workdir) if "train/loss" in row]
-    assert len(steps) == len(set(steps))
+    assert "started from scratch" in output
+    return CASES[request.param], workdir
 
 
+def test_a_run_that_is_stopped_goes_on_is_killed_and_goes_on_equals_one_in_one(case, tmp_path):
+    assert_parts_equal_the_whole(*case, tmp_path / "parts")
+
+
+def test_another_experiment_in_the_same_folder_is_refused(case):
+    assert_changes_are_refused(*case)
+
+
+def test_a_checkpoint_of_each_task_has_its_items(case):
+    case, whole = case
+    items = {path.name for path in (whole / "checkpoints" / str(case.steps)).iterdir()}
+    expected = {"params", "train", "data", "meta", *case.items}
+    assert {name for name in items if not name.startswith(("_", "commit"))} == expected
+
+
+def test_best_parameters_of_a_classifier_are_kept(case):
+    case, whole = case
+    if configs.load_config(case.config).task == "pretrain":
+        assert not (whole / "best").exists()
+        return
+    values = {row["step"]: row["val/top1"] for row in metrics(whole) if "val/top1" in row}
+    assert list(values) == [4, 8, 12]
+    best = max(values, key=values.get)
+    assert [path.name for path in (whole / "best").iterdir()] == [str(best)]
+    kept = saved_arrays(whole, best, "best")
+    saved = saved_arrays(whole, best)
+    item = "ema" if "ema" in case.items else "params"
+    for name, array in kept.items():
+        np.testing.assert_array_equal(array, saved[name.replace("params", item, 1)])
+    assert {name[:5] for name in kept} == {name[:5] for name in ("params", *case.items)} - {"ema"}
+
+
+@pytest.mark.slow
 def test_a_longer_schedule_goes_on_when_allowed(whole, tmp_path):
     workdir = tmp_path / "longer"
     assert run([*tiny_run(workdir), "--stop_at_step=10"])[0] == 0
@@ -134,6 +202,7 @@ def test_a_longer_schedule_goes_on_when_allowed(whole, tmp_path):
     assert "finished at step 50" in output
 
 
+@pytest.mark.drill  # parts and an average are in the runs of tasks above
 def test_a_run_in_parts_with_an_average_resumes_bit_for_bit(tmp_path):
     fields = {
         "run__accumulation": "4",
@@ -157,6 +226,7 @@ def test_a_run_in_parts_with_an_average_resumes_bit_for_bit(tmp_path):
         assert (average != arrays[name]).any(), name
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_with_status_1_and_says_what_to_do(tmp_path):
     status, output = run(tiny_run(tmp_path / "run", optimizer__base_learning_rate="1e30"))
     assert status == 1, output

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 from mae_jax.config import load_config
 from tests.checkpoints import write_checkpoint
 from tests.helpers import ROOT, environment
@@ -45,6 +47,7 @@ print("kernel", kernel.shape, float(abs(kernel).sum()))
 """
 
 
+@pytest.mark.slow
 def test_encoder_is_restored_into_a_classifier_as_the_readme_says(tmp_path):
     text = (ROOT / "README.md").read_text()
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "ocp" in b)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.losses.reconstruction import example_losses, squared_error
+from mae_jax.losses.reconstruction import absolute_error, example_losses, squared_error
 from mae_jax.types import Prediction
 
 
@@ -16,7 +16,7 @@ def make(seed: int, shape: tuple[int, int, int] = (3, 5, 7)) -> Prediction:
     output, target = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(2))
     weight = jnp.asarray(rng.random(shape[:2]), jnp.float32)
     ids = jnp.arange(shape[1])[None]
-    return Prediction(output=output, target=target, ids=ids, weight=weight)
+    return Prediction(output=output, target=target, ids=ids, weight=weight, places=shape[1])
 
 
 def test_squared_error_is_a_mean_over_the_values_of_a_unit():
@@ -25,6 +25,15 @@ def test_squared_error_is_a_mean_over_the_values_of_a_unit():
     assert error.shape == (3, 5)
     difference = np.asarray(p.output, np.float64) - np.asarray(p.target, np.float64)
     np.testing.assert_allclose(error, (difference**2).sum(axis=2) / 7, rtol=1e-6)
+
+
+def test_absolute_error_is_a_mean_over_the_values_of_a_unit():
+    p = make(0)
+    difference = np.asarray(p.output, np.float64) - np.asarray(p.target, np.float64)
+    expected = np.abs(difference).sum(axis=2) / 7
+    np.testing.assert_allclose(absolute_error(p.output, p.target), expected, rtol=1e-6)
+    shares = example_losses({"image": p.replace(kind="l1")})
+    np.testing.assert_allclose(shares, (expected * p.weight).sum(axis=1), rtol=1e-6)
 
 
 def test_each_example_has_the_weighted_sum_of_its_units():
@@ -54,6 +63,7 @@ def test_equal_weights_give_the_official_mean_over_removed_patches():
         target=jnp.asarray(target[rows, hidden]),
         ids=jnp.asarray(hidden),
         weight=jnp.full((3, 5), 1 / 15),
+        places=8,
     )
     np.testing.assert_allclose(example_losses({"image": p}).sum(), official, rtol=1e-6)
 

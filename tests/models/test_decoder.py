@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from mae_jax.models.decoder import Decoder
+from mae_jax.errors import ConfigError
+from mae_jax.models.decoder import Decoder, pixel_shuffle
 from mae_jax.nn.blocks import TransformerBlock, block_flops
 from mae_jax.nn.pos_embed import sincos_2d
 from mae_jax.types import MaskPlan
@@ -161,3 +162,21 @@ def test_flops_count_the_head_on_hidden_units_alone():
     head = 2 * (COUNT - KEEP) * WIDTH * SIZE
     expected = bridge + 2 * block_flops(1 + COUNT, WIDTH) + head
     assert make().flops(1 + COUNT, 1 + KEEP, LATENT, COUNT - KEEP) == expected
+
+
+def test_pixel_shuffle_puts_values_where_pytorch_does():
+    x = np.random.default_rng(0).normal(size=(2, 2 * 3, 5 * 4)).astype(np.float32)
+    made = pixel_shuffle(jnp.asarray(x), (4, 6), 2)
+    assert made.shape == (2, 24, 5)
+    for unit in range(24):
+        row, column = divmod(unit, 6)
+        token = x[:, (row // 2) * 3 + column // 2]
+        for value in range(5):
+            expected = token[:, value * 4 + (row % 2) * 2 + column % 2]
+            np.testing.assert_array_equal(made[:, unit, value], expected)
+
+
+@pytest.mark.parametrize("grid_size", [(3, 8), (4, 4), (0, 0)])
+def test_a_grid_that_cannot_be_upsampled_is_refused(grid_size):
+    with pytest.raises(ConfigError, match="expected 6 squares of 2 x 2 units"):
+        pixel_shuffle(jnp.zeros((1, 6, 8)), grid_size, 2)

@@ -14,8 +14,10 @@ from flax import traverse_util
 
 from mae_jax.errors import ConfigError
 from mae_jax.nn import blocks
-from mae_jax.nn.blocks import Mlp, SelfAttention, TransformerBlock, block_flops, drop_path
-from tests.weights import apply, normal, random_params
+from mae_jax.nn.attention import SelfAttention
+from mae_jax.nn.blocks import Mlp, TransformerBlock, block_flops
+from mae_jax.nn.layers import drop_path, dropout
+from tests.weights import apply, normal, quick_jit, random_params
 
 WIDTH, HEADS = 12, 3
 
@@ -84,6 +86,28 @@ def test_mlp_has_the_exact_gelu(x):
     hidden = slow_linear(wide["fc1"], np.asarray(x, np.float64))
     tanh = np.asarray(jax.nn.gelu(jnp.asarray(hidden, jnp.float32), approximate=True))
     assert np.abs(slow_linear(wide["fc2"], tanh) - expected).max() > 1e-4  # the test can tell
+
+
+def assert_close(tree: Any, expected: Any) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), tree, expected
+    )
+
+
+@pytest.mark.parametrize("remat", ["products", "block"])
+def test_what_is_made_again_changes_no_output_and_no_gradient(remat, x):
+    params = random_params(TransformerBlock(HEADS).init, x)
+    rng = jax.random.key(3)
+
+    def loss(params, remat):
+        block = TransformerBlock(HEADS, drop_path_rate=0.5, remat=remat)
+        return jnp.sum(block.apply({"params": params}, x, rng, mask=jnp.ones((2, 5, 5), bool)) ** 2)
+
+    shapes = jax.eval_shape(TransformerBlock(HEADS, remat=remat).init, jax.random.key(0), x)
+    assert jax.tree.structure(shapes["params"]) == jax.tree.structure(params)
+    gradient = quick_jit(jax.grad(loss), static_argnums=1)
+    assert_close(gradient(params, remat), gradient(params, "none"))
+    assert "remat" in str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, remat))
 
 
 def test_block_equals_the_slow_one(x):
@@ -189,6 +213,16 @@ def test_softmax_of_bfloat16_is_float32():
     k, v = jnp.zeros((1, tokens, 1, 4), jnp.bfloat16), jnp.ones((1, tokens, 1, 4), jnp.bfloat16)
     out = SelfAttention(1, jnp.bfloat16).attention(q, k, v)
     np.testing.assert_allclose(out.astype(jnp.float32), np.ones(out.shape), rtol=2**-7)
+
+
+def test_dropout_drops_single_values_and_scales_the_others():
+    x = 2 + np.abs(normal((500, 3, 4)))
+    ratio = np.asarray(dropout(x, 0.2, jax.random.key(1)) / x).ravel()
+    kept = ratio > 0
+    np.testing.assert_allclose(ratio[kept], 1 / 0.8, rtol=1e-6)
+    assert abs(kept.mean() - 0.8) < 4 * math.sqrt(0.8 * 0.2 / kept.size)
+    assert dropout(x, 0.2, None) is x
+    assert dropout(x, 0.0, jax.random.key(1)) is x
 
 
 def test_drop_path_without_a_key_or_rate_changes_nothing(x):

@@ -204,3 +204,63 @@ def test_a_plan_can_be_made_of_a_mask():
 def test_a_mask_that_fits_no_plan_is_refused(mask, message):
     with pytest.raises(ConfigError, match=message):
         masking.plan_of_mask(np.array(mask))
+
+
+def test_uniform_plan_by_hand():
+    noise = jnp.asarray(
+        [[0.9, 0.2, 0.8, 0.7, 0.5, 0.6, 0.1, 0.3, 0.4, 0.4, 0.9, 0.8, 0.3, 0.9, 0.7, 0.6]]
+    )
+    plan = masking.uniform_plan(jax.random.key(0), 1, (4, 4), 0.25, noise)
+    # Blocks (0, 1, 4, 5), (2, 3, 6, 7), (8, 9, 12, 13), (10, 11, 14, 15); int(4 * 0.75) stay.
+    assert plan.ids_keep.tolist() == [[1, 6, 12, 15]]
+    assert plan.ids_mask.tolist() == [[0, 2, 3, 4, 5, 7, 8, 9, 10, 11, 13, 14]]
+    assert plan.replaced is not None
+    assert plan.replaced.tolist() == [[False, False, False, True]]
+    assert np.flatnonzero(masking.replaced_of(plan)[0]).tolist() == [15]
+    assert plan.ids_keep.dtype == plan.ids_mask.dtype == jnp.int32
+
+
+def test_uniform_plan_keeps_each_unit_of_a_block_equally_often():
+    rows, columns, draws = 4, 6, 4000
+    plan = masking.uniform_plan(jax.random.key(1), draws, (rows, columns), 0.25)
+    kept = 1 - np.asarray(masking.mask_of(plan)).reshape(draws, rows // 2, 2, columns // 2, 2)
+    assert (kept.sum(axis=(2, 4)) == 1).all()
+    # A share of 1/4 has a deviation of 0.007 here, and the largest of 24 is within 5 of them.
+    np.testing.assert_allclose(kept.mean(axis=0), 0.25, atol=0.035)
+    replaced = np.asarray(masking.replaced_of(plan))
+    assert (replaced.sum(axis=1) == 6 - int(6 * 0.75)).all()
+    assert (replaced <= 1 - np.asarray(masking.mask_of(plan))).all()
+    np.testing.assert_allclose(replaced.mean(axis=0), 2 / 24, atol=0.025)
+    order = np.sort(np.concatenate([plan.ids_keep, plan.ids_mask], axis=1), axis=1)
+    assert (order == np.arange(24)).all()
+
+
+def test_uniform_plan_of_a_callers_mask_has_the_order_of_blocks():
+    mask = np.ones((1, 16), int)
+    mask[0, [4, 3, 8, 15]] = 0
+    plan = masking.uniform_plan_of_mask(mask, (4, 4))
+    assert plan.ids_keep.tolist() == [[4, 3, 8, 15]]  # raster order would be 3, 4
+    assert plan.replaced is None
+    np.testing.assert_array_equal(masking.mask_of(plan), mask)
+
+
+@pytest.mark.parametrize(
+    ("kept", "grid_size", "message"),
+    [
+        ([0, 1, 8, 15], (4, 4), r"got 2 in block \(0, 0\) of row 0"),
+        ([0, 3, 8, 12], (4, 4), r"got 2 in block \(1, 0\) of row 0"),
+        ([0, 3, 8, 15], (3, 4), "even number of units down and across, to .*, got 3 x 4"),
+        ([0, 3, 8, 15], (4, 6), r"mask: expected \[R, 24\], got shape \[1, 16\]"),
+    ],
+)
+def test_mask_that_is_not_one_of_each_block_is_refused(kept, grid_size, message):
+    mask = np.ones((1, 16), int)
+    mask[0, kept] = 0
+    with pytest.raises(ConfigError, match=message):
+        masking.uniform_plan_of_mask(mask, grid_size)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, 0.9])
+def test_secondary_ratio_that_leaves_nothing_is_refused(ratio):
+    with pytest.raises(ConfigError, match=f"secondary_ratio {ratio} leaves"):
+        masking.uniform_counts((4, 4), ratio)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from mae_jax.errors import ConfigError
-from mae_jax.nn.patches import PatchUnit, denormalize_units, normalize_units, unit_statistics
+from mae_jax.nn.patches import (
+    PatchUnit,
+    denormalize_units,
+    from_grid,
+    normalize_units,
+    subdivide,
+    to_grid,
+    unit_statistics,
+)
 
 CASES = [  # image_size, patch_size, channels
     ((4, 4), 2, 3),
@@ -160,3 +168,18 @@ def test_images_of_another_shape_are_refused(shape):
 def test_units_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected units \[B, 12, 192\], got \["):
         PatchUnit((24, 32), 8).join(jnp.zeros(shape))
+
+
+def test_a_unit_in_patches_is_what_the_image_in_patches_has_there():
+    coarse, fine = PatchUnit((16, 24), 8), PatchUnit((16, 24), 2)
+    images = random_images(fine)
+    inner = subdivide(coarse.split(images), 4, 3)
+    assert inner.shape == (2, 6, 4, 4, 12)
+    grid = to_grid(inner, coarse.grid_size)
+    np.testing.assert_array_equal(grid, fine.split(images).reshape(2, 8, 12, 12))
+    np.testing.assert_array_equal(from_grid(grid, 4), inner)
+
+
+def test_units_that_cannot_be_cut_are_refused():
+    with pytest.raises(ConfigError, match="units of 48 values and 3 channels cannot be cut into 3"):
+        subdivide(jnp.zeros((1, 2, 48)), 3, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +100,12 @@ def _tanh_gelu(patch: pytest.MonkeyPatch) -> None:
 
 
 def _epsilon(value: float) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setattr(blocks, "LAYER_NORM_EPS", value)
+    norm = flax.linen.LayerNorm
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(flax.linen, "LayerNorm", lambda **fields: norm(**fields | {"epsilon": value}))
+
+    return apply
 
 
 def _biased_variance(patch: pytest.MonkeyPatch) -> None:

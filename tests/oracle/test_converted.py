@@ -15,7 +15,7 @@ import pytest
 
 from mae_jax import api, recipes
 from mae_jax.convert import files, incoming, outgoing, weights
-from mae_jax.convert.layouts import OFFICIAL
+from mae_jax.convert.families.mae import OFFICIAL
 from mae_jax.convert.weights import Weights
 from mae_jax.errors import ConfigError
 from mae_jax.tools import convert_checkpoint

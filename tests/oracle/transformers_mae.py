@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae import modeling_vit_mae
 
-from mae_jax.convert.layouts import TRANSFORMERS_5_MEMORY
+from mae_jax.convert.families.mae import TRANSFORMERS_5_MEMORY
 from mae_jax.pretrain import mae
 from tests.oracle.agreement import Result, Tree
 
 LAYOUT = TRANSFORMERS_5_MEMORY
 
 
-def in_our_layout(
-    tensors: Mapping[str, torch.Tensor], paths: Iterable[str]
-) -> dict[str, np.ndarray]:
-    """Return the arrays at our `paths` of tensors that have their names."""
+def in_our_layout(tensors: Mapping[str, torch.Tensor], params: Tree) -> dict[str, np.ndarray]:
+    """Return tensors that have their names as arrays with the paths and shapes of `params`."""
     arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
-    return LAYOUT.to_ours(arrays, paths)
+    return LAYOUT.to_ours(arrays, params)
 
 
 def position_table(width: int, grid_size: tuple[int, int]) -> torch.Tensor:

@@ -37,6 +37,7 @@ def test_they_are_too_when_run_operation_by_operation(frozen):
     assert agreement.agrees(ours, frozen.results["norm_pix"], agreement.SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", mae_case.MISTAKES)
 def test_a_known_mistake_is_noticed(frozen, mistake, monkeypatch):
     mae_case.MISTAKES[mistake](monkeypatch)

@@ -15,7 +15,7 @@ import pytest
 from mae_jax.nn import masking
 from mae_jax.nn.patches import PatchUnit
 from mae_jax.tasks import readout
-from mae_jax.tasks.evaluators import MaskedError, Pictures, Placement, ReadOuts
+from mae_jax.tasks.evaluators import Features, MaskedError, Pictures, Placement, ReadOuts
 from mae_jax.tasks.pictures import GAP
 from mae_jax.tasks.pretrain import PretrainTask
 from mae_jax.train import sharding
@@ -84,7 +84,7 @@ class KeptMean(nn.Module):
         kept = masking.take(units, plan.ids_keep).mean(axis=1, keepdims=True)
         output = jnp.broadcast_to(gain * kept, target.shape)
         weight = jnp.full(target.shape[:2], 1.0 / (target.shape[0] * target.shape[1]))
-        return {"image": Prediction(output, target, plan.ids_mask, weight)}
+        return {"image": Prediction(output, target, plan.ids_mask, weight, self.unit.count)}
 
 
 TASK = PretrainTask(KeptMean(), MEAN, STD)
@@ -340,11 +340,11 @@ def test_read_outs_are_those_of_the_features_without_padding(placement, monkeypa
             np.testing.assert_array_equal(of, labels)
 
 
-def test_read_outs_use_the_rows_of_all_processes(one_of_two):
+def test_features_are_the_rows_of_all_processes(one_of_two):
     pixels = PretrainTask(Pixels(), MEAN, STD)
-    halves = (Half(HostBatches(*examples, 8)) for examples in (TRAIN, HELD_OUT))
-    evaluator = ReadOuts(pixels, *halves, one_of_two, lambda: {"gain": jnp.zeros(())})
-    features, labels = evaluator._extract({"gain": jnp.ones(())}, Half(HostBatches(*HELD_OUT, 8)))
+    features, labels = Features(pixels, one_of_two).extract(
+        {"gain": jnp.ones(())}, {}, Half(HostBatches(*HELD_OUT, 8))
+    )
     assert len(features) == 13
     np.testing.assert_array_equal(labels, HELD_OUT[1])
 
@@ -361,11 +361,9 @@ def test_untrained_encoder_is_made_and_measured_once(readouts):
     assert second["linear_top1"] == second["random_linear_top1"]
 
 
-def test_read_outs_use_the_mean_of_patch_tokens_with_nothing_hidden(task, params, placement):
-    evaluator = ReadOuts(
-        task, HostBatches(*TRAIN, 8), HostBatches(*HELD_OUT, 8), placement, lambda: params
-    )
-    features, labels = evaluator._extract(params, HostBatches(*HELD_OUT, 8))
+def test_features_are_the_mean_of_patch_tokens_with_nothing_hidden(task, params, placement):
+    batches = HostBatches(*HELD_OUT, 8)
+    features, labels = Features(task, placement).extract(params, {}, batches)
     units = task.method.unit.split(task.inputs({"image": HELD_OUT[0]})["image"])
     encode = jax.jit(task.method.encoder.apply)
     tokens = encode({"params": params["encoder"]}, units, jnp.arange(16)[None])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax.tasks.inputs import ImageModel, normalize_images
+from mae_jax.tasks.inputs import IMAGES, ImageModel, normalize_images
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 
@@ -31,3 +31,10 @@ def test_inputs_keep_what_is_no_image():
     assert inputs["label"] is batch["label"]
     np.testing.assert_array_equal(inputs["image"], normalize_images(batch["image"], MEAN, STD))
     assert batch["image"].dtype == jnp.uint8
+
+
+def test_the_image_that_one_is_mixed_with_is_normalised_as_well():
+    batch = {name: jnp.full((1, 4, 4, 3), i, jnp.uint8) for i, name in enumerate(IMAGES)}
+    inputs = ImageModel(None, MEAN, STD).inputs(batch)
+    for name, image in batch.items():
+        np.testing.assert_array_equal(inputs[name], normalize_images(image, MEAN, STD))

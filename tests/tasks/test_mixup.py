@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,15 @@ MANY = 3000
 
 def make(**fields):
     return Mixup(**{"num_classes": 5, "group_size": 4, **fields})
+
+
+def mix(mixup, images, labels, plan):
+    """Mix a batch of whole groups."""
+    return mixup.mix(images, labels, mixup.partners(images), mixup.partners(labels), plan)
+
+
+def draw_and_mix(mixup, rng, images, labels):
+    return mix(mixup, images, labels, mixup.draw(rng, len(images), images.shape[1:3]))
 
 
 def constant_images(values, size=(4, 6)):
@@ -47,7 +58,7 @@ def test_mixup_by_hand():
     images = constant_images([0, 1, 2, 3, 10, 20, 30, 40])
     labels = jnp.array([0, 1, 2, 3, 4, 4, 0, 1], jnp.int32)
     plan = mixture([0.75] * 4 + [0.5] * 4, [[0, 0, 0, 0]] * 8)
-    out, targets = make(label_smoothing=0.0).mix(images, labels, plan)
+    out, targets = mix(make(label_smoothing=0.0), images, labels, plan)
     expected = [0.75, 1.25, 1.75, 2.25, 25, 25, 25, 25]
     np.testing.assert_array_equal(out, constant_images(expected))
     assert targets.dtype == out.dtype == jnp.float32
@@ -71,7 +82,7 @@ def test_cutmix_by_hand():
     labels = jnp.array([0, 1, 2, 3, 4, 4, 0, 1], jnp.int32)
     # 2 x 3 of 4 x 6 pixels: a quarter from the partner; nothing in the second group.
     plan = mixture([0.75] * 4 + [1.0] * 4, [[1, 3, 0, 3]] * 4 + [[2, 2, 0, 6]] * 4)
-    out, targets = make().mix(images, labels, plan)
+    out, targets = mix(make(), images, labels, plan)
     expected = np.array(images)
     expected[:4, 1:3, 0:3] = np.array(images)[3::-1, 1:3, 0:3]
     np.testing.assert_array_equal(out, expected)
@@ -89,7 +100,7 @@ def test_targets_sum_to_one_and_say_what_share_of_the_pixels_is_whose(seed):
     hot = jax.nn.one_hot(labels, 12)
     images = jnp.broadcast_to(hot[:, None, None, :], (12, 10, 14, 12))
     mixup = make(num_classes=12, group_size=4, label_smoothing=0.1)
-    out, targets = mixup(jax.random.key(seed + 100), images, labels)
+    out, targets = draw_and_mix(mixup, jax.random.key(seed + 100), images, labels)
     np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
     seen = np.asarray(out, np.float64).mean(axis=(1, 2))
     np.testing.assert_allclose(targets, 0.9 * seen + 0.1 / 12, atol=1e-6)
@@ -126,7 +137,7 @@ def test_half_of_the_groups_are_cut():
     _, box = draws(make(), (32, 32))
     cut = area(box) > 0
     assert cut.mean() == pytest.approx(0.5, abs=0.04)
-    _, box = draws(make(switch_probability=0.2), (32, 32))
+    _, box = draws(make(mixup_switch_probability=0.2), (32, 32))
     assert (area(box) > 0).mean() == pytest.approx(0.2, abs=0.03)
 
 
@@ -143,10 +154,10 @@ def test_the_share_of_mixup_has_the_beta_distribution(alpha):
 def test_groups_that_are_not_mixed_stay_as_they_are():
     images = jax.random.normal(jax.random.key(0), (12, 6, 6, 3))
     labels = jnp.arange(12, dtype=jnp.int32) % 5
-    out, targets = make(probability=0.0)(jax.random.key(1), images, labels)
+    out, targets = draw_and_mix(make(mixup_probability=0.0), jax.random.key(1), images, labels)
     np.testing.assert_array_equal(out, images)
     np.testing.assert_allclose(targets, smooth_targets(labels, 5, 0.1), rtol=1e-6)
-    share, box = draws(make(probability=0.7), (32, 32))
+    share, box = draws(make(mixup_probability=0.7), (32, 32))
     untouched = (share == 1) & (area(box) == 0)
     assert untouched.mean() == pytest.approx(0.3, abs=0.03)
 
@@ -163,11 +174,12 @@ def test_a_group_does_not_know_the_batch_around_it():
     images = jax.random.normal(jax.random.key(0), (12, 6, 6, 3))
     labels = jnp.arange(12, dtype=jnp.int32) % 5
     mixup = make()
-    whole = mixup(jax.random.key(4), images, labels)
+    whole = draw_and_mix(mixup, jax.random.key(4), images, labels)
     others = jax.random.normal(jax.random.key(9), images.shape).at[4:8].set(images[4:8])
-    changed = mixup(jax.random.key(4), others, labels.at[:4].set(4).at[4:8].set(labels[4:8]))
+    other_labels = labels.at[:4].set(4).at[4:8].set(labels[4:8])
+    changed = draw_and_mix(mixup, jax.random.key(4), others, other_labels)
     plan = mixup.draw(jax.random.key(4), 12, (6, 6))
-    part = mixup.mix(images[4:8], labels[4:8], jax.tree.map(lambda rows: rows[4:8], plan))
+    part = mix(mixup, images[4:8], labels[4:8], jax.tree.map(lambda rows: rows[4:8], plan))
     for ours, theirs, alone in zip(whole, changed, part, strict=True):
         np.testing.assert_array_equal(ours[4:8], theirs[4:8])
         np.testing.assert_array_equal(ours[4:8], alone)
@@ -177,23 +189,27 @@ def test_a_group_does_not_know_the_batch_around_it():
 def test_the_key_decides_alone():
     images = jax.random.normal(jax.random.key(0), (12, 6, 6, 3))
     labels = jnp.arange(12, dtype=jnp.int32) % 5
-    first, again, other = (make()(jax.random.key(k), images, labels)[0] for k in (1, 1, 2))
+    first, again, other = (
+        draw_and_mix(make(), jax.random.key(k), images, labels)[0] for k in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, again)
     assert (np.asarray(first) != np.asarray(other)).any()
-    compiled, _ = jax.jit(make())(jax.random.key(1), images, labels)
+    compiled, _ = jax.jit(functools.partial(draw_and_mix, make()))(
+        jax.random.key(1), images, labels
+    )
     np.testing.assert_allclose(compiled, first, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"group_size": 3}, "mixup_group: expected an even number, got 3"),
-        ({"group_size": 0}, "mixup_group: expected an even number, got 0"),
-        ({"mixup_alpha": -1.0}, "mixup_alpha, cutmix_alpha: expected at least 0"),
-        ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, "mixup_alpha, cutmix_alpha: expected at least"),
-        ({"label_smoothing": 1.5}, "label_smoothing: expected 0 ... 1, got 1.5"),
-        ({"switch_probability": -0.5}, "switch_probability: expected 0 ... 1, got -0.5"),
-        ({"probability": 2.0}, "probability: expected 0 ... 1, got 2.0"),
+        ({"group_size": 3}, "data.mixup_group 3: expected an even number"),
+        ({"group_size": 0}, "data.mixup_group 0: expected an even number"),
+        ({"mixup_alpha": -1.0}, "data.mixup_alpha -1.0, data.cutmix_alpha 1.0: expected"),
+        ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, "data.mixup_alpha 0.0, data.cutmix_alpha 0.0"),
+        ({"label_smoothing": 1.5}, "data.label_smoothing 1.5: expected 0 ... 1"),
+        ({"mixup_switch_probability": -0.5}, "data.mixup_switch_probability -0.5: expected 0"),
+        ({"mixup_probability": 2.0}, "data.mixup_probability 2.0: expected 0 ... 1"),
     ],
 )
 def test_values_out_of_range_are_refused(fields, message):
@@ -203,9 +219,8 @@ def test_values_out_of_range_are_refused(fields, message):
 
 
 def test_groups_that_do_not_fill_the_batch_are_refused():
-    with pytest.raises(ConfigError, match=r"mixup_group: .* divides the 6 examples .* got 4"):
+    message = "data.mixup_group 4: expected a number that divides batch_size, which is 6"
+    with pytest.raises(ConfigError, match=message):
         make().draw(jax.random.key(0), 6, (4, 4))
-    images, labels = jnp.zeros((2, 4, 4, 3)), jnp.zeros(2, jnp.int32)
-    plan = mixture([1, 1], [[0, 0, 0, 0]] * 2)
-    with pytest.raises(ConfigError, match=r"mixup_group: .* divides the 2 examples .* got 4"):
-        make().mix(images, labels, plan)
+    with pytest.raises(ConfigError, match=message):
+        make().partners(jnp.zeros(6))

@@ -22,6 +22,24 @@ def draw(channels: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (2, 5, 6, channels), dtype=np.uint8)
 
 
+def test_a_clip_is_a_strip_of_frames_and_a_film():
+    clips = np.random.default_rng(0).integers(0, 256, (2, 12, 120, 112, 3), dtype=np.uint8)
+    still, film = pictures.draw({"masked": clips, "original": 255 - clips})
+    step = 112 + GAP
+    assert still.shape[1] == GAP + 8 * step  # of 12 frames, 8: 0, 1, 3, 4, ...
+    assert still.shape[0] == 4 * (FONT_SIZE + 3 + GAP + 120 + GAP)
+    band = FONT_SIZE + 3 + GAP + 120 + GAP
+    for row, clip in enumerate((clips[0], 255 - clips[0], clips[1], 255 - clips[1])):
+        top = row * band + FONT_SIZE + 3 + GAP
+        for column, frame in enumerate((0, 1, 3, 4, 6, 7, 9, 10)):
+            left = GAP + column * step
+            shown = still[top : top + 120, left : left + 112]
+            np.testing.assert_array_equal(shown, clip[frame])
+    assert len(film) == 12
+    expected = grid({"masked": clips[:, 5], "original": 255 - clips[:, 5]})
+    np.testing.assert_array_equal(film[5], expected)
+
+
 def test_every_colour_survives_normalisation_and_back():
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     out = to_uint8(normalised(pixels, MEAN, STD), MEAN, STD)
@@ -50,12 +68,13 @@ def test_hidden_pixels_are_grey_and_the_others_as_they_were(channels):
     mean, std = (MEAN * 2)[:channels], (STD * 2)[:channels]
     hidden = np.zeros((2, 5, 6, 1), np.float32)
     hidden[0, :3] = 1.0
+    hidden[0, 3:] = 2.0  # hidden in another way
     images = normalised(pixels, mean, std)
     out = to_uint8(images, mean, std, hidden)
     assert out.dtype == np.uint8
     assert (out[0, :3] == 128).all()
     plain = to_uint8(images, mean, std)
-    np.testing.assert_array_equal(out[0, 3:], plain[0, 3:])
+    assert (out[0, 3:] == 48).all()
     np.testing.assert_array_equal(out[1], plain[1])
 
 

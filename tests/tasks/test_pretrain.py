@@ -57,6 +57,9 @@ class Recorder:
         self.last_plan = self._method.plan(*args)
         return self.last_plan
 
+    def prepare(self, batch: Batch) -> Batch:
+        return self._method.prepare(batch)
+
     def apply(self, *args: Any, **fields: Any) -> Any:
         self.last_predictions = self._method.apply(*args, **fields)
         return self.last_predictions

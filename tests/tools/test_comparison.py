@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from mae_jax.errors import ConfigError
@@ -55,6 +58,28 @@ def test_a_coarse_mask_covers_whole_patches(tmp_path):
     Image.fromarray(np.array([[255, 0]], np.uint8)).save(tmp_path / "left.png")
     mask = comparison.read_mask(str(tmp_path / "left.png"), (4, 6))
     assert mask.tolist() == [[1, 1, 1, 0, 0, 0]] * 4
+
+
+@pytest.mark.parametrize(
+    ("trained", "ratios", "caption"),
+    [
+        ({"mask_ratio": 0.75, "mask_sampling": "block"}, None, "block 75% seed 3"),
+        ({"mask_ratio": 0.75}, [0.5], "random 50% seed 3"),
+        ({}, None, "random seed 3"),  # of UM-MAE
+    ],
+)
+def test_what_is_not_asked_for_is_as_in_training(trained, ratios, caption):
+    model = types.SimpleNamespace(config=ConfigDict({"model": trained}))
+    (variant,) = comparison.variants(model, None, ratios, [3])
+    assert variant.caption == caption
+    ratio = None if ratios is None else ratios[0]
+    assert variant.fields == {"sampling": None, "mask_ratio": ratio, "seed": 3}
+
+
+def test_a_mask_hides_the_same_places_in_all_time_slots_of_a_clip(tmp_path):
+    Image.fromarray(np.array([[255, 0]], np.uint8)).save(tmp_path / "left.png")
+    mask = comparison.read_mask(str(tmp_path / "left.png"), (3, 1, 2))
+    assert mask.tolist() == [[[1, 0]]] * 3
 
 
 def test_an_array_is_taken_as_it_is(tmp_path):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from mae_jax import api
 from mae_jax.convert import outgoing, weights
-from mae_jax.convert.layouts import OFFICIAL
+from mae_jax.convert.families.mae import OFFICIAL
 from mae_jax.tools import convert_checkpoint
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.convert import cases
@@ -63,6 +63,26 @@ def test_ours_theirs_and_back_are_the_same_bits(tmp_path, capsys, parts, fields,
     convert(tmp_path / "back", tmp_path / "again", f"--to={to}")
     file = "model.safetensors" if to == "transformers" else ""
     cases.assert_same(load_file(tmp_path / "theirs" / file), load_file(tmp_path / "again" / file))
+
+
+@pytest.mark.parametrize("name", ["hivit_relative", "mixmim", "swin"])
+def test_the_authors_files_of_other_methods_are_read(tmp_path, capsys, name):
+    made = cases.make_tiny(name, cases.HEAD)
+    state = outgoing.state_of(made, outgoing.layout_of(made, "official"))
+    save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, tmp_path / "theirs")
+    model = made.config.model
+    flags = [f"--num_heads={model.num_heads}", "--image_size={},{}".format(*model.image_size)]
+    if "window_size" in model:
+        flags.append(f"--window_size={model.window_size}")
+    convert(tmp_path / "theirs", tmp_path / "ours", *flags)
+    assert f"{len(state)} read, all mapped" in capsys.readouterr().out
+    loaded = api.load(tmp_path / "ours")
+    cases.assert_same(weights.flat(loaded.params), made.params)
+    assert loaded.module == weights.model_of(made.config)
+    for to in ("timm", "transformers"):
+        message = refusal(capsys, tmp_path / "ours", tmp_path / "new", f"--to={to}")
+        assert message.startswith("error: --to: expected official, the only kind of file that")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_converted_model_loads_and_draws(tmp_path):
@@ -194,6 +214,8 @@ def test_flags_that_a_checkpoint_of_ours_tells_itself_are_refused(tmp_path, caps
         (["x", "y", "--image_size=1,2,3"], "expected height,width in pixels, got '1,2,3'"),
         (["x", "y", "--image_size=0"], "expected height,width in pixels, got '0'"),
         (["x", "y", "--num_heads=-1"], "expected a number of at least 1, got '-1'"),
+        (["x", "y", "--window_size=big"], "expected a number of at least 1, got 'big'"),
+        (["x", "y", "--compat_decoder_order=1"], "expected true or false, got '1'"),
         (["/no/such", "/no/new"], "/no/such: expected a file or a folder of weights, got none"),
     ],
 )

@@ -126,7 +126,7 @@ def test_every_output_is_that_of_the_library(workdir, classifier):
         known = outputs.outputs(loaded)
         assert list(known) == list(expected)
         call_all = jax.jit(lambda *args, known=known: {k: call(*args) for k, call in known.items()})
-        for name, found in call_all(loaded.params, IMAGES).items():
+        for name, found in call_all(outputs.variables(loaded), IMAGES).items():
             np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-6)
             assert outputs.output_shape(loaded, known[name]) == expected[name].shape[1:]
 

@@ -295,7 +295,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(workdir, images
     out = tmp_path / "out"
     for more, message in (
         (["--pool=logits"], "--pool=logits: expected mean, tokens, cls of this pre-trained model"),
-        (["--source=folders"], "data.source: expected digits, folder"),
+        (["--source=folders"], "or the dotted name of a module, got 'folders'"),
         (["--source=folder"], "data.path: expected a folder of images, got an empty string"),
         (["--split=tst"], "got 'tst'"),
     ):

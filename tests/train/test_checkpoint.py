@@ -274,6 +274,64 @@ def test_average_that_was_not_saved_is_refused_in_one_line(tmp_path):
                 restore()
 
 
+def test_extra_state_is_an_item_of_its_own_and_read_alone(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+        path = checkpoints.path(3)
+    assert_same_bits(ocp.StandardCheckpointer().restore(path / "extra"), state.extra)
+    assert "extra" not in ocp.StandardCheckpointer().restore(path / "train")
+    with opened(tmp_path) as checkpoints:
+        target = target_of(state).extra
+        assert_same_bits(checkpoints.restore_extra(3, target), state.extra)
+        # A model without such state asks for none, whatever there is.
+        assert checkpoints.restore_extra(3, {}) == {}
+
+
+def test_extra_state_that_was_not_saved_is_refused_in_one_line(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state.replace(extra={}))
+        for restore in (
+            lambda: checkpoints.restore(3, target_of(state)),
+            lambda: checkpoints.restore_extra(3, target_of(state).extra),
+        ):
+            with pytest.raises(ConfigError, match=r"3: it has no item 'extra'$"):
+                restore()
+        assert not (tmp_path / "3" / "extra").exists()
+
+
+def test_parameters_saved_alone_come_with_their_statistics_and_step(tmp_path):
+    state = make_state()
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save_params(state.params, meta=META, step=7, extra=state.extra)
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 7
+        target = target_of(state)
+        assert_same_bits(checkpoints.restore_params(7, target.params), state.params)
+        assert_same_bits(checkpoints.restore_extra(7, target.extra), state.extra)
+        assert checkpoints.read_json(7, "meta") == META
+        with pytest.raises(ConfigError, match="it has no item 'train'"):
+            checkpoints.restore(7, target)
+
+
+def test_state_of_a_part_that_is_trained_is_restored_with_its_structure(tmp_path):
+    params = make_params()
+    trainable = {
+        "encoder": {"block_00": {"kernel": False, "bias": True}},
+        "decoder": {"mask_token": True},
+    }
+    state = TrainState.create(params, {}, OPTIMIZER, averaged=True, trainable=trainable)
+    assert [x.shape for x in jax.tree.leaves(state.opt_state[0].mu)] == [(1, 1, 16), (16,)]
+    state = state.replace(step=jnp.asarray(3, jnp.int32))
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, state)
+        assert_same_bits(checkpoints.restore(3, target_of(state)), state)
+        everything = TrainState.create(params, {}, OPTIMIZER, averaged=True)
+        with pytest.raises(ConfigError, match=r"^cannot restore .*3: "):
+            checkpoints.restore(3, target_of(everything))
+
+
 def test_json_items_come_back_as_they_were(tmp_path):
     with opened(tmp_path) as checkpoints:
         save(checkpoints, make_state())
@@ -282,11 +340,11 @@ def test_json_items_come_back_as_they_were(tmp_path):
         assert checkpoints.read_json(3, "data") == {"next_step": 3}
 
 
-def test_folder_of_a_step_has_four_items_and_json_that_people_can_read(tmp_path):
+def test_folder_of_a_step_has_an_item_for_each_part_and_json_that_people_can_read(tmp_path):
     with opened(tmp_path) as checkpoints:
         save(checkpoints, make_state())
     items = {path.name for path in (tmp_path / "3").iterdir() if path.is_dir()}
-    assert items == {"params", "train", "data", "meta"}
+    assert items == {"params", "extra", "train", "data", "meta"}
     assert json.loads((tmp_path / "3" / "meta" / "metadata").read_text()) == META
 
 

@@ -59,11 +59,12 @@ class FakeCheckpoints:
 
 
 class FakeWriter:
-    """Remembers rows and pictures."""
+    """Remembers rows, pictures and tables."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self.pictures: list[tuple[int, str]] = []
+        self.tables: list[tuple[int, str, str]] = []
         self.flushed = 0
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -71,6 +72,9 @@ class FakeWriter:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         self.pictures.append((step, name))
+
+    def table(self, step: int, name: str, text: str) -> None:
+        self.tables.append((step, name, text))
 
     def flush(self) -> None:
         self.flushed = len(self.rows)
@@ -115,6 +119,7 @@ class Bench:
     bad_steps: frozenset[int] = frozenset()
     step_fn: Callable | None = None
     batches: Iterable[Any] | None = None
+    keep_best: Callable | None = None
 
     def step(self, state: TrainState, batch: int) -> tuple[TrainState, dict[str, Any]]:
         """Add the batch to the parameter; report the step's number as its loss."""
@@ -156,6 +161,7 @@ class Bench:
             console=Console(cadence.total_steps, first),
             throughput=self.throughput,
             stop=self.stop,
+            keep_best=self.keep_best,
         )
 
 
@@ -225,6 +231,40 @@ def test_scalars_of_all_evaluators_stand_in_one_row(bench):
     bench.evaluators = [SumEvaluator(), Another()]
     bench.train()
     assert bench.writer.rows[-1] == {"step": 12, "val/sum": sum_at(12), "val/other": 1.5}
+
+
+def test_a_table_goes_to_the_writer_and_into_no_row(bench):
+    class Table:
+        def run(self, params: Any, extra: Any) -> Iterator[tuple[str, str | float]]:
+            yield "per_class", "class,top1\n"
+            yield "top1", 50.0
+
+    bench.evaluators = [Table()]
+    bench.train(eval_every=5)
+    assert bench.writer.tables == [(step, "per_class", "class,top1\n") for step in (5, 10, 12)]
+    assert bench.writer.rows[-1] == {"step": 12, "val/top1": 50.0}
+
+
+def test_best_is_told_of_each_evaluation_with_the_state_that_was_measured(bench):
+    told = []
+    bench.keep_best = lambda state, scalars: told.append(
+        (int(state.step), float(state.params["sum"]), scalars)
+    )
+    bench.train(eval_every=5)
+    assert told == [(step, sum_at(step), {"val/sum": sum_at(step)}) for step in (5, 10, 12)]
+
+
+def test_best_is_kept_before_the_step_counts_as_saved(bench):
+    # Killed between the two, a run would go on after the evaluation and never hear of it.
+    order = []
+    bench.keep_best = lambda state, scalars: order.append(("best", int(state.step)))
+    save = bench.checkpoints.save
+    bench.checkpoints.save = lambda state, **items: (
+        order.append(("save", int(state.step))),
+        save(state, **items),
+    )[1]
+    bench.train(eval_every=6, save_every=6)
+    assert order == [("best", 6), ("save", 6), ("best", 12), ("save", 12)]
 
 
 def test_evaluation_comes_after_the_row_of_its_step(bench):

@@ -131,6 +131,7 @@ def test_run_goes_on_after_some_infinite_steps(program, tmp_path, bad_steps, cap
     assert "step 7: loss" in said
 
 
+@pytest.mark.slow
 def test_counters_are_those_of_the_whole_run_after_a_resume(program, tmp_path):
     whole, _ = program.train(tmp_path / "whole", {7, 8, 9})
     first, _ = program.train(tmp_path / "parts", {7, 8, 9}, last_step=8)

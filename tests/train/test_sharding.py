@@ -176,7 +176,12 @@ def one_device(task, start) -> Run:
 
 
 @pytest.fixture(
-    scope="module", params=LAYOUTS, ids=lambda sizes: "data{}-fsdp{}-parts{}".format(*sizes)
+    scope="module",
+    params=[
+        sizes if 1 not in sizes[:2] else pytest.param(sizes, marks=pytest.mark.slow)
+        for sizes in LAYOUTS
+    ],
+    ids=lambda sizes: "data{}-fsdp{}-parts{}".format(*sizes),
 )
 def layout(request, task, start) -> tuple[Mesh, Run]:
     data, fsdp, accumulation = request.param

@@ -46,6 +46,17 @@ def test_average_starts_as_the_parameters_in_arrays_of_its_own():
     jax.jit(lambda s: s.replace(step=s.step + 1), donate_argnums=0)(state)
 
 
+def test_optimiser_knows_what_is_trained_alone_and_the_average_all():
+    params = {"a": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, "c": {"w": jnp.ones((4, 4))}}
+    trainable = {"a": {"w": False, "b": True}, "c": {"w": False}}
+    adam = optax.scale_by_adam()
+    state = TrainState.create(params, {}, adam, averaged=True, trainable=trainable)
+    assert state.opt_state.mu.keys() == state.opt_state.nu.keys() == {"a"}
+    assert state.opt_state.mu["a"].keys() == {"b"}
+    assert jax.tree.structure(state.params) == jax.tree.structure(state.ema)
+    assert state.params is params
+
+
 def test_state_made_outside_of_a_jitted_function_can_be_donated():
     state = TrainState.create({"w": jnp.ones((2, 3))}, {}, optax.scale_by_adam())
     new = jax.jit(lambda s: s.replace(step=s.step + 1), donate_argnums=0)(state)

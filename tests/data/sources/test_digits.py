@@ -50,6 +50,7 @@ def test_example_is_a_grey_image_and_a_label(splits):
     assert example["image"].max() > 200  # the stroke
     assert example["image"][0].max() == 0  # the border
     assert splits["val"].describe(7) == "digit 7 of split val"
+    assert splits["val"].classes == tuple("0123456789")
 
 
 def test_splits_together_are_the_5000_digits_of_the_package(package, splits):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mae_jax.data import loader, transforms
+from mae_jax.data.readers.images import ImageReader
 from mae_jax.data.sources import open_source, photos
 from mae_jax.errors import ConfigError
 
@@ -101,8 +102,8 @@ def test_workers_can_read_it(splits):
 
 
 def test_the_loader_takes_views_of_all_photographs(splits):
-    transform = transforms.train_transform((16, 16), augment="random_resized_crop")
-    batches = loader.train_batches(splits["train"], transform, channels=3, batch_size=64, seed=0)
+    read = ImageReader(3, transforms.train_transform((16, 16), augment="random_resized_crop"))
+    batches = loader.train_batches(splits["train"], read, batch_size=64, seed=0)
     batch = next(batches)
     batches.close()
     assert batch["image"].shape == (64, 16, 16, 3)

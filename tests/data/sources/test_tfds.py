@@ -4,9 +4,11 @@ import os
 import pickle
 
 import pytest
+from ml_collections import ConfigDict
 
 from mae_jax.data import loader, transforms
-from mae_jax.data.sources import open_source
+from mae_jax.data.readers.images import ImageReader
+from mae_jax.data.sources import open_source, open_split
 from mae_jax.errors import ConfigError
 from tests import tfds_sets
 from tests.helpers import ROOT, SHRINK, overrides, run
@@ -35,6 +37,7 @@ def test_records_are_the_stored_bytes_and_labels(prepared):
     source = open_source("tfds", "train", path=prepared)
     assert len(source) == 20
     assert source.num_classes == 1000
+    assert source.classes[:2] == ("n00000000", "n00000001")
     stored = {tfds_sets.jpeg(number): number % 7 for number in range(20)}
     read = {source[i]["image"]: source[i]["label"] for i in range(20)}
     assert read == stored
@@ -57,7 +60,7 @@ def test_workers_can_read_it(prepared):
     again = pickle.loads(pickle.dumps(source))
     assert again[5]["image"] == source[5]["image"]
     transform = transforms.eval_transform((32, 32))
-    batches = loader.train_batches(source, transform, channels=3, batch_size=4, seed=0)
+    batches = loader.train_batches(source, ImageReader(3, transform), batch_size=4, seed=0)
     assert next(batches)["image"].shape == (4, 32, 32, 3)
 
 
@@ -95,7 +98,7 @@ class TestTfRecord:
         source, expected = (open_source("tfds", split, path=p) for p in (rewritten, prepared))
         assert len(source) == len(expected) > 0
         assert [source[i] for i in range(len(source))] == [expected[i] for i in range(len(source))]
-        assert source.num_classes == expected.num_classes
+        assert source.classes == expected.classes
         assert source.describe(0) == expected.describe(0)
         assert source.fingerprint() == expected.fingerprint()
 
@@ -108,8 +111,7 @@ class TestTfRecord:
             next(
                 loader.train_batches(
                     pickle.loads(pickle.dumps(open_source("tfds", "train", path=path))),
-                    transforms.eval_transform((32, 32)),
-                    channels=3,
+                    ImageReader(3, transforms.eval_transform((32, 32))),
                     batch_size=20,
                     seed=0,
                 )
@@ -120,6 +122,44 @@ class TestTfRecord:
         assert first["label"].tolist() == second["label"].tolist()
 
 
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    return str(tfds_sets.prepare_captioned(tmp_path_factory.mktemp("captioned")))
+
+
+class TestCaptions:
+    def test_one_or_several_come_with_each_example(self, captioned):
+        title, both = (
+            open_source("tfds", "train", path=captioned, caption=name)
+            for name in ("image/title", "captions/text")
+        )
+        images = [tfds_sets.jpeg(number) for number in range(3)]
+        for source in (title, pickle.loads(pickle.dumps(both))):
+            by_image = {example["image"]: example for example in map(source.__getitem__, range(3))}
+            some = slice(0, 1) if source is title else slice(0, 2)
+            for number, image in enumerate(images):
+                true = tfds_sets.CAPTIONS[2 * number : 2 * number + 2][some]
+                assert by_image[image] == {"image": image, "label": -1, "caption": true}
+        assert sorted(both.captions()) == sorted(tfds_sets.CAPTIONS)
+        assert title.fingerprint() != both.fingerprint()
+
+    def test_there_are_none_unless_they_are_asked_for(self, captioned):
+        source = open_source("tfds", "train", path=captioned)
+        assert source[0].keys() == {"image", "label"}
+        assert not list(source.captions())
+
+    def test_a_config_names_the_feature(self, captioned):
+        data = {"source": "tfds", "path": captioned, "held_out": None, "caption": "image/title"}
+        source = open_split(ConfigDict(data), "train")
+        assert source.caption == ("image/title",)
+
+    @pytest.mark.parametrize("name", ["title", "captions", "captions/id", "image/id", "image/x/y"])
+    def test_what_holds_no_texts_is_refused(self, captioned, name):
+        with pytest.raises(ConfigError, match=rf"data.caption: .* got '{name}'; captioned"):
+            open_source("tfds", "train", path=captioned, caption=name)
+
+
+@pytest.mark.slow
 def test_the_imagenet_configs_read_it_by_name_without_tensorflow(data_dir, tmp_path):
     flags = ["--config=configs/vit_l.py", f"--workdir={tmp_path / 'run'}", *overrides(SHRINK)]
     flags += ["--config.model.image_size=64", "--stop_at_step=1"]

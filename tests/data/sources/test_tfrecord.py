@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mae_jax.data import loader, transforms
+from mae_jax.data.readers.images import ImageReader
 from mae_jax.data.sources import tfrecord
 from mae_jax.data.sources.tfrecord import Part, Records
 from mae_jax.errors import ConfigError
@@ -130,7 +131,7 @@ def test_what_is_damaged_after_opening_is_replaced_by_the_next_record(tmp_path, 
     elif how == "is cut off":
         first.write_bytes(first.read_bytes()[:100])
     transform = transforms.eval_transform((8, 8))
-    load = loader.LoadExample(source, transforms.Decode(3), transform)
+    load = loader.LoadExample(source, ImageReader(3, transform))
     example = load.random_map(0, np.random.default_rng(0))
     assert (example["asked"], example["index"], example["replaced"]) == (0, 1, True)
 
