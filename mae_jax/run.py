@@ -279,7 +279,9 @@ def _compile(parts: Parts, config: ConfigDict) -> jax.stages.Compiled:
         out_shardings=(_shardings(parts.target), sharding.replicated(parts.mesh)),
         donate_argnums=0,
     )
-    return jitted.lower(parts.target, batch).compile()
+    lowered = jitted.lower(parts.target, batch)
+    platform = parts.mesh.devices.flat[0].platform
+    return compiler.compile_step(lowered, platform, remat=config.run.remat != "none")
 
 
 def _refuse_changes(folder: epath.Path, config: ConfigDict, request: Request) -> int | None:

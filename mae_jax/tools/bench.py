@@ -1,7 +1,8 @@
-"""How fast this is: steps, the paper's claim, the input pipeline, the loop, others' code beside.
+"""How fast this is: steps, the paper's claim, memory, input pipeline, loop, others' code beside.
 
     python -m mae_jax.tools.bench step vit_b vit_l --batch_size=8,16
     python -m mae_jax.tools.bench encode_all vit_b --batch_size=4
+    python -m mae_jax.tools.bench memory vit_b 'vit_b run.remat=block'
     python -m mae_jax.tools.bench data --workers=4
     python -m mae_jax.tools.bench peers --size=vit_s --batch_size=8
     python -m mae_jax.tools.bench loop
@@ -109,6 +110,18 @@ def _configs_flags(parser: argparse.ArgumentParser) -> None:
     _step_flags(parser)
 
 
+def _memory_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("configs", nargs="*", metavar="CONFIG", help=CONFIG_HELP)
+    parser.add_argument(
+        "--batch_size",
+        type=whole_numbers,
+        default=(8, 16),
+        metavar="N,N",
+        help="two, whose difference tells what an image needs; default 8,16",
+    )
+    _json_flags(parser, resume=False)
+
+
 def _data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path", metavar="FOLDER", help="of images; default: a corpus made once")
     parser.add_argument("--corpus", metavar="DIR", help="below which that corpus is made")
@@ -169,6 +182,12 @@ BENCHMARKS = {
         "encode_all",
         _configs_flags,
     ),
+    "memory": Benchmark(
+        "Say how much memory the step of each config needs, as compiled, in all and for an image."
+        " Nothing runs.",
+        "memory_sizes",
+        _memory_flags,
+    ),
     "data": Benchmark(
         "Time reading images, cropping and resizing them, against decoding alone and against"
         " Pillow.",
@@ -224,7 +243,7 @@ def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
         raise ConfigError(f"expected one of {', '.join(BENCHMARKS)}, got {flags.what!r}")
     what = argv[0]
     flags = make_parser(what).parse(argv[1:])
-    if what in ("step", "encode_all") and not flags.configs:
+    if not getattr(flags, "configs", True):
         raise ConfigError(f"{what}: expected at least one config, got none")
     if getattr(flags, "resume", False) and not flags.json:
         raise ConfigError("--resume: expected --json as well, the file that has what is done")

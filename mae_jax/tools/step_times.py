@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +18,12 @@ from ml_collections import ConfigDict
 from mae_jax import build
 from mae_jax import config as configs
 from mae_jax.errors import ConfigError
+from mae_jax.tasks.finetune import FinetuneTask
+from mae_jax.tasks.pretrain import PretrainTask
 from mae_jax.tools import profiles, records, rounds
 from mae_jax.tools.ceilings import Ceilings
-from mae_jax.train import metrics
+from mae_jax.train import compiler, metrics
+from mae_jax.train.state import TrainState
 
 COLUMNS = {
     "config": ("config", ""),
@@ -140,8 +143,39 @@ class Contender:
         self.processor_seconds.clear()
 
 
-def contender(case: Case) -> Contender:
-    """Build and compile a config's step on one device.
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a config describes, built and not compiled.
+
+    Attributes:
+      task: what the batches are for.
+      init: seed -> the state before the first step; to be jitted.
+      step: (state, batch) -> (state, metrics); to be jitted, the state donated.
+      batch: shapes of a batch.
+      seed: of the run.
+      dtype: of the products.
+      remat: whether activations are made again.
+    """
+
+    task: PretrainTask | FinetuneTask
+    init: Callable[..., TrainState]
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    seed: int
+    dtype: Any
+    remat: bool
+
+    def compile(self) -> tuple[jax.stages.Compiled, float]:
+        """Return the compiled step, and the seconds that it took."""
+        state = jax.eval_shape(self.init, self.seed)
+        begun = time.perf_counter()
+        lowered = jax.jit(self.step, donate_argnums=0).lower(state, self.batch)
+        compiled = compiler.compile_step(lowered, jax.default_backend(), remat=self.remat)
+        return compiled, time.perf_counter() - begun
+
+
+def program(case: Case) -> Program:
+    """Build a config's step for one device.
 
     Raises:
       ConfigError: if there is no such config or field, or it does not take this batch.
@@ -150,21 +184,31 @@ def contender(case: Case) -> Contender:
     task = build.build_task(config, build.build_model(config))
     training = build.build_training(config, task, build.build_optimizer(config))
     rate = build.peak_learning_rate(config)
-    shapes = build.batch_of(task.module, case.batch_size)
-    batches = [jax.device_put(synthetic(shapes, seed)) for seed in range(rounds.BATCHES)]
-    step = functools.partial(training.step, schedule=lambda step: jnp.float32(rate))
-    state = jax.jit(training.init)(config.seed)
-    begun = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batches[0]).compile()
-    seconds = time.perf_counter() - begun
+    return Program(
+        task=task,
+        init=training.init,
+        step=functools.partial(training.step, schedule=lambda step: jnp.float32(rate)),
+        batch=build.batch_of(task.module, case.batch_size),
+        seed=config.seed,
+        dtype=build.compute_dtype(config),
+        remat=config.run.remat != "none",
+    )
+
+
+def contender(case: Case) -> Contender:
+    """Build and compile a config's step on one device; raises as `program` does."""
+    built = program(case)
+    batches = [jax.device_put(synthetic(built.batch, seed)) for seed in range(rounds.BATCHES)]
+    state = jax.jit(built.init)(built.seed)
+    compiled, seconds = built.compile()
     memory = compiled.memory_analysis()
     temporary = memory.temp_size_in_bytes if memory is not None else 0
-    program = temporary
+    whole = temporary
     if memory is not None:
-        program += memory.argument_size_in_bytes + memory.output_size_in_bytes
-        program -= memory.alias_size_in_bytes
-    gflop, dtype = task.step_flops() / 1e9, build.compute_dtype(config)
-    return Contender(case, dtype, compiled, state, batches, gflop, temporary, program, seconds)
+        whole += memory.argument_size_in_bytes + memory.output_size_in_bytes
+        whole -= memory.alias_size_in_bytes
+    gflop = built.task.step_flops() / 1e9
+    return Contender(case, built.dtype, compiled, state, batches, gflop, temporary, whole, seconds)
 
 
 def synthetic(shapes: Mapping[str, jax.ShapeDtypeStruct], seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept."""
+"""How programs are compiled, and where they are kept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,34 @@ import jax
 from etils import epath
 
 from mae_jax.errors import ConfigError
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    # In the order that XLA chooses by itself, made for cores that have nothing to do, a step needs
+    # a quarter more temporary memory, and 2 to 9 % more time; see docs/benchmarks.md.
+    "cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
+}
+"""What XLA is told, by platform; `XLA_FLAGS` in the environment says the rest."""
+
+
+def compile_step(
+    lowered: jax.stages.Lowered, platform: str, *, remat: bool = False
+) -> jax.stages.Compiled:
+    """Compile a training step.
+
+    Args:
+      lowered: the step.
+      platform: `cpu`, `gpu` or `tpu`, whose `OPTIONS` it is compiled with.
+      remat: whether it makes activations again. It is compiled without options then: the order
+        that is good for any other step calls for them all at once.
+    """
+    options = None if remat else OPTIONS.get(platform)
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        # Options come and go with versions of XLA, and none is worth a run that does not start.
+        if options is None or not any(name in str(error) for name in options):
+            raise
+    return lowered.compile()
 
 
 def keep_programs(setting: str) -> str:

@@ -13,7 +13,16 @@ import pytest
 
 from mae_jax.losses.reconstruction import example_losses
 from mae_jax.pretrain import mae
-from mae_jax.tools import bench, ceilings, peer_times, profiles, records, rounds, step_times
+from mae_jax.tools import (
+    bench,
+    ceilings,
+    memory_sizes,
+    peer_times,
+    profiles,
+    records,
+    rounds,
+    step_times,
+)
 from mae_jax.tools.plain_mae import PlainMAE
 from mae_jax.train.writers import RunWriter
 from tests.conftest import TINY
@@ -52,8 +61,8 @@ def config_files(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "expected one of step, encode_all, data, loop, peers, got None"),
-        (["steps"], "expected one of step, encode_all, data, loop, peers, got 'steps'"),
+        ([], "expected one of step, encode_all, memory, data, loop, peers, got None"),
+        (["steps"], "expected one of step, encode_all, memory, data, loop, peers, got 'steps'"),
         (["step"], "step: expected at least one config, got none"),
         (["encode_all"], "encode_all: expected at least one config, got none"),
         (["step", "demo", "--rounds=0"], "--rounds: expected a whole number from 1, got '0'"),
@@ -67,6 +76,8 @@ def config_files(tmp_path):
         (["step", "demo", "--batchsize=3"], "--batchsize: there is no such flag"),
         (["step", "demo", "--resume"], "--resume: expected --json as well"),
         (["encode_all", "um_mae:demo"], "sees no mask tokens"),
+        (["memory", "demo", "--batch_size=8"], "--batch_size: expected two, whose difference"),
+        (["memory", "demo model.dept=3"], "model.dept"),
         (["peers", "--size=vit_x"], "--size=vit_x: expected one of vit_s, vit_b"),
         (["peers", "--dtype=float16"], "--dtype=float16: expected one of float32, bfloat16"),
         (["peers", "--contenders=ours,spda"], "did you mean sdpa?"),
@@ -249,6 +260,27 @@ def test_all_units_in_the_encoder_are_compared_with_the_config_as_it_is(fakes, c
     assert bench.main(["encode_all", "demo", "--rounds=1"]) == 0
     assert [name for name, _ in fakes] == ["demo", "demo model.mask_tokens_in_encoder=True"]
     assert "demo, batch 8: with all units" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_an_image_needs_falls_with_the_tokens(tmp_path):
+    """The blocks of the encoder see what is kept of 49 units, that of the decoder all."""
+    sizes = {"patch_size": 4, "embed_dim": 96, "depth": 2, "num_heads": 3}
+    sizes |= {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
+    config = " ".join(["demo", *(f"model.{name}={size}" for name, size in sizes.items())])
+    cases = [f"{config} model.mask_ratio={ratio}" for ratio in (0.02, 0.9)]
+    path = tmp_path / "rows"
+    rows = memory_sizes.run(bench.parse(["memory", *cases, f"--json={path}"])[1])
+    assert records.read(path) == rows
+    for row in rows:
+        assert row["most_mib"] == pytest.approx(row["least_mib"] + 8 * row["image_mib"])
+
+    def tokens(kept):
+        return 2 * 96 * (kept + 1) + 1 * 32 * 50
+
+    every, few = (row["image_over_first"] for row in rows)
+    assert every == 1
+    assert few == pytest.approx(tokens(4) / tokens(48), rel=0.2)
 
 
 def test_ceilings_are_the_best_seen(monkeypatch):

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept."""
+"""How programs are compiled, and where they are kept."""
 
 from __future__ import annotations
 
@@ -55,3 +55,34 @@ def test_empty_keeps_nothing(tmp_path, monkeypatch):
     assert compiler.keep_programs("") == ""
     jax.jit(lambda x: jnp.cos(x) * 5.0)(1.0)
     assert not list(tmp_path.iterdir())
+
+
+def test_options_of_the_platform_are_known_to_this_jax_and_used():
+    lowered = jax.jit(lambda x: jnp.tan(x) * 3.0).lower(1.0)
+    asked = []
+
+    class Noting:
+        def compile(self, compiler_options=None):
+            asked.append(compiler_options)
+            return lowered.compile(compiler_options)
+
+    assert compiler.compile_step(Noting(), "cpu")(1.0) == pytest.approx(3 * 1.5574077)
+    assert asked == [compiler.OPTIONS["cpu"]]
+    compiler.compile_step(Noting(), "tpu")
+    compiler.compile_step(Noting(), "cpu", remat=True)
+    assert asked[1:] == [None, None]
+
+
+def test_an_option_that_is_gone_costs_no_run(monkeypatch):
+    lowered = jax.jit(lambda x: jnp.tan(x) * 3.0).lower(1.0)
+    monkeypatch.setitem(compiler.OPTIONS, "cpu", {"xla_cpu_no_such_option": True})
+    assert compiler.compile_step(lowered, "cpu")(0.0) == 0.0
+
+
+def test_other_errors_of_compiling_are_not_swallowed():
+    class Failing:
+        def compile(self, compiler_options=None):
+            raise jax.errors.JaxRuntimeError("INTERNAL: another mistake")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another mistake"):
+        compiler.compile_step(Failing(), "cpu")
