@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from mae_jax import config as configs
 from mae_jax.data.readers import Reader
 from mae_jax.data.sources import Source
 from mae_jax.errors import ConfigError
+from mae_jax.job import Job
 from mae_jax.models.transfer import fill, transfer_encoder
 from mae_jax.request import FINISHED, STOPPED, Request
 from mae_jax.tasks.finetune import FinetuneTask
@@ -88,6 +88,7 @@ def _build(config: ConfigDict) -> Parts:
     init = functools.partial(training.init, config.seed)
     shapes = jax.eval_shape(init)
     target = abstract_state(shapes, sharding.state_sharding(shapes, mesh))
+    sharding.check_memory(sharding.bytes_per_device(target), mesh.local_devices[0])
     return Parts(
         task=task,
         mesh=mesh,
@@ -101,8 +102,8 @@ def _build(config: ConfigDict) -> Parts:
     )
 
 
-def run(config: ConfigDict, request: Request) -> int:
-    """Carry out a run.
+def run(config: ConfigDict, request: Request, job: Job) -> int:
+    """Carry out a run, in every process of its job alike.
 
     Returns:
       The exit status: 0 finished, 75 stopped and saved, 1 stopped because it diverged.
@@ -115,9 +116,10 @@ def run(config: ConfigDict, request: Request) -> int:
     parts = _build(config)
     config = build.with_kept(config, parts.readers[0])
     folder = epath.Path(request.workdir)
+    fingerprint = parts.sources[0].fingerprint()  # once: of a million files it takes a while
+    job.agree(_data_facts(parts, fingerprint, folder))
     is_new = _refuse_changes(folder, config, request) is None
     given = _given(config.init_from, parts) if is_new else None
-    fingerprint = parts.sources[0].fingerprint()  # once: of a million files it takes a while
     meta = {
         "config": config.to_dict(),
         "mae_jax": mae_jax.__version__,
@@ -125,7 +127,7 @@ def run(config: ConfigDict, request: Request) -> int:
     }
     # Closed whatever happens, so that a save under way is completed.
     with contextlib.ExitStack() as closing:
-        stop = closing.enter_context(StopRequest())
+        stop = closing.enter_context(job.stop_request())
         checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
         closing.callback(checkpoints.close)
         best = None
@@ -141,6 +143,7 @@ def run(config: ConfigDict, request: Request) -> int:
         for line in _summary(config, request, parts, peak):
             console.say(line)
         state = _start(parts, checkpoints, fingerprint, given, console)
+        job.agree({"resume step": int(state.step), "init_from": given and given[1]}, last=True)
         if is_first_process:
             (folder / "config.json").write_text(configs.to_json(config))
         step_fn = _compile(parts, config)
@@ -184,6 +187,16 @@ def run(config: ConfigDict, request: Request) -> int:
     return _farewell(console, config, request, step, last_step, parts.total_steps, stop)
 
 
+def _data_facts(parts: Parts, fingerprint: str, folder: epath.Path) -> dict[str, Any]:
+    """Return what all processes must have alike before they read what a run has saved."""
+    steps = [path.name for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
+    return {
+        "data": f"{len(parts.sources[0])} examples, {fingerprint}",
+        "held-out data": f"{len(parts.sources[1])} examples",
+        "steps that are saved": ", ".join(sorted(steps, key=int)) or "none",
+    }
+
+
 def _start(
     parts: Parts,
     checkpoints: Checkpoints,
@@ -208,8 +221,11 @@ def _start(
         return state
     params, said = given
     console.say(said)
-    params = jax.device_put(merge(state.params, params), _shardings(parts.target.params))
-    return state.starting_from(params)
+    placed = {
+        name: sharding.put_tree(tree, _shardings(parts.target.params[name]))
+        for name, tree in params.items()
+    }
+    return state.starting_from(merge(state.params, placed))
 
 
 def _given(init_from: str, parts: Parts) -> tuple[Params, str] | None:
@@ -313,10 +329,7 @@ def _summary(
         if train_source.num_classes and held_out.num_classes
         else "no labels, so no read-outs"
     )
-    state_bytes = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(parts.target)
-    )
+    state_bytes = sharding.bytes_per_device(parts.target)
     by_name = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items())
     trained = select(parts.target.params, parts.training.trainable)
     trained_size = sum(leaf.size for leaf in jax.tree.leaves(trained))

@@ -148,7 +148,7 @@ def train(
         report_saves(wait=True)
         writer.flush()
 
-    while step < cadence.last_step and not stop.name:
+    while step < cadence.last_step and not stop.wanted():
         begun = time.perf_counter()
         try:
             batch = next(batches)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from mae_jax.train import loop, metrics
 from mae_jax.train.checkpoint import Checkpoints
 from mae_jax.train.loop import Cadence, NonFiniteError
 from mae_jax.train.metrics import Throughput
+from mae_jax.train.signals import StopRequest
 from mae_jax.train.state import Counters, TrainState
 from mae_jax.train.writers import Console, RunWriter
 
@@ -113,7 +113,7 @@ class Bench:
 
     checkpoints: Any = dataclasses.field(default_factory=FakeCheckpoints)
     writer: FakeWriter = dataclasses.field(default_factory=FakeWriter)
-    stop: Any = dataclasses.field(default_factory=lambda: SimpleNamespace(name=None))
+    stop: Any = dataclasses.field(default_factory=StopRequest)
     throughput: Throughput = dataclasses.field(default_factory=lambda: Throughput(8, 10, 1e3))
     evaluators: list[Any] = dataclasses.field(default_factory=lambda: [SumEvaluator()])
     bad_steps: frozenset[int] = frozenset()
