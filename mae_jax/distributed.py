@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
 import socket
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,8 +21,7 @@ MODES = ("auto", "on", "off")
 NEEDED = ("coordinator_address", "num_processes", "process_id")
 BIND = "coordinator_bind_address"
 HEARTBEAT_SECONDS = 100
-LEAVE_MILLISECONDS = 5000  # in which all have to come to the same end; else each goes alone
-CRASH, USER_MISTAKE = 1, 2  # exit statuses
+DETECTION_SECONDS = 300  # for the coordinator's name to become known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +80,16 @@ def explicit_place(flags: argparse.Namespace, environ: Mapping[str, str]) -> Pla
         raise ConfigError(
             f"--heartbeat_timeout: expected at least 1, got {flags.heartbeat_timeout}"
         )
-    given, names = {}, {}
+    given: dict[str, str] = {}
+    names: dict[str, str] = {}  # by which the user gave it
     for field in (*NEEDED, BIND):
         flag, variable = getattr(flags, field), environ.get(_variable(field))
         if flag is not None and flags.distributed == "off":
             raise ConfigError(f"--{field}: expected none with --distributed=off, got {flag}")
-        if flag is not None or variable:
-            given[field] = variable if flag is None else flag
-            names[field] = _variable(field) if flag is None else f"--{field}"
+        if flag is not None:
+            given[field], names[field] = flag, f"--{field}"
+        elif variable:
+            given[field], names[field] = variable, _variable(field)
     for field in (f for f in given if f.endswith("address")):
         _check_address(names[field], given[field])
     if flags.distributed == "off" or not any(field in given for field in NEEDED):
@@ -142,15 +141,15 @@ def _detected(bind_variable: str | None, flags: argparse.Namespace) -> Place | N
         if not cluster.is_env_present():
             continue
         try:
-            found = cluster.auto_detect_unset_distributed_params(
-                None, None, None, None, cluster.name, 300
+            address, count, index, devices = cluster.auto_detect_unset_distributed_params(
+                None, None, None, None, cluster.name, DETECTION_SECONDS
             )
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (LookupError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"--distributed=auto: {cluster.name} was detected, but does not say where this"
-                f" process stands ({error}); take --distributed=off for one process"
+                f"--distributed={flags.distributed}: expected {cluster.name} to say where this"
+                f" process stands, got {error!r}; take --distributed=off for one process"
             ) from error
-        address, count, index, devices = found
+        assert address is not None and count is not None and index is not None
         return Place(
             coordinator_address=address,
             num_processes=count,
@@ -166,30 +165,16 @@ def _detected(bind_variable: str | None, flags: argparse.Namespace) -> Place | N
 def joined(place: Place | None) -> Iterator[Job]:
     """Join the job, and leave it so that no process waits for one that is gone.
 
-    A mistake that all processes have met, or can be told of before they train, ends all of them
-    with a `ConfigError`. Anything else that is raised ends this process at once: at the normal exit
-    JAX waits for the others, which wait for this one.
-
     Args:
       place: of this process; None: it is alone.
     """
-    if place is None:
-        yield Job()
-        return
-    job, client = _join(place)
-    try:
+    job = Job() if place is None else _join(place)
+    with job.guard():
         yield job
-    except ConfigError as error:
-        if not _leaves_with_the_others(job, client, error):
-            _end_at_once(f"error: {error}", USER_MISTAKE)
-        raise
-    except BaseException:
-        who = f"process {place.process_id} of {place.num_processes}"
-        _end_at_once(f"{who} ends with:\n{traceback.format_exc()}", CRASH)
 
 
-def _join(place: Place) -> tuple[SeveralProcesses, Any]:
-    """Start `jax.distributed`; return the job and JAX's client of the coordinator."""
+def _join(place: Place) -> Job:
+    """Start `jax.distributed`."""
     import jax
     from jax._src import distributed
 
@@ -213,8 +198,9 @@ def _join(place: Place) -> tuple[SeveralProcesses, Any]:
         coordinator_bind_address=bind,
         heartbeat_timeout_seconds=place.heartbeat_timeout,
     )
-    client = distributed.global_state.client  # there is no public way to its texts
-    return SeveralProcesses(ClientStore(client), place.process_id, place.num_processes), client
+    # There is no public way to the coordinator's texts.
+    store = ClientStore(distributed.global_state.client)
+    return SeveralProcesses(store, place.process_id, place.num_processes)
 
 
 class ClientStore:
@@ -237,28 +223,6 @@ class ClientStore:
             if "DEADLINE_EXCEEDED" in str(error):
                 return None
             raise
-
-
-def _leaves_with_the_others(job: SeveralProcesses, client: Any, error: ConfigError) -> bool:
-    """Return whether all processes end together; they are told if they can be."""
-    import jax
-
-    if job.is_over:
-        try:
-            client.wait_at_barrier("mae_jax/mistake", LEAVE_MILLISECONDS)
-        except jax.errors.JaxRuntimeError:
-            return False
-    elif not job.is_refused:
-        job.tell(error)
-    jax.distributed.shutdown()
-    return True
-
-
-def _end_at_once(text: str, status: int) -> None:
-    print(text, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _listening_address(place: Place) -> str:

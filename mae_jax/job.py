@@ -6,11 +6,15 @@ it works before there are any, and a process that gives up can still tell the ot
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import secrets
+import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
 from etils import epath
 
@@ -20,6 +24,10 @@ from mae_jax.train.signals import SharedStopRequest, StopRequest, Store
 FOLDER_SECONDS = 30.0  # a network file system may take that long to show a new file
 WAIT_SECONDS = 10.0  # at most, in which Ctrl-C has no effect
 SHOWN = 3  # differences in a message
+START_SECONDS = 600.0  # to wait for processes that still build, before all end with a mistake
+TRAIN_SECONDS = 5.0  # the same in training, where all meet a mistake at the same step or one alone
+LAST_SECONDS = 1.0  # that the coordinator's process leaves the others to end; its end ends them
+CRASH, USER_MISTAKE = 1, 2  # exit statuses
 
 
 class Job:
@@ -51,6 +59,16 @@ class Job:
           ConfigError: as `agree`.
         """
 
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """End the process, and not just the context, if anything is raised in a job of several.
+
+        On the way out it would wait: for a save that the others never finish, and at the end of
+        Python for all of them, which wait for this one. A `ConfigError` ends all processes if they
+        can be told or meet it too; everything else this one alone, at once.
+        """
+        yield
+
     def stop_request(self) -> StopRequest:
         """Return a stop request for all processes."""
         return StopRequest()
@@ -66,23 +84,20 @@ class SeveralProcesses(Job):
       store: texts that all of them share.
       index: of this process.
       count: of processes.
-
-    Attributes:
-      is_over: whether all rounds are, so that nobody waits for what this process says.
-      is_refused: whether the processes have been told to end.
     """
 
     def __init__(self, store: Store, index: int, count: int):
         self.index, self.count = index, count
-        self.is_over = self.is_refused = False
         self._store = store
         self._round = 0
+        self._is_over = False  # so that nobody waits for what this process says
+        self._is_refused = False
 
     def agree(self, facts: Mapping[str, Any], *, last: bool = False) -> None:
         """See `Job.agree`."""
         texts = {name: str(value) for name, value in facts.items()}
         self._settle(texts, lambda first: self._differences(first, texts))
-        self.is_over = last
+        self._is_over = last
 
     def agree_on_folder(self, folder: epath.PathLike) -> None:
         """See `Job.agree_on_folder`."""
@@ -110,15 +125,15 @@ class SeveralProcesses(Job):
             if self.index == 0:
                 written.unlink(missing_ok=True)
 
-    def tell(self, error: ConfigError) -> None:
-        """Let the others, who wait in the next round or will, end with this error."""
-        said = f"process {self.index}: {error}"
-        if self.index == 0:
-            self._put("refusal", said)
-            self._put("facts", "")
-        else:
-            self._put(f"objection/{self.index}", said)
-        self.is_refused = True
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """See `Job.guard`."""
+        try:
+            yield
+        except ConfigError as error:
+            self._end_with_the_others(error)
+        except BaseException:
+            self._end(f"process {self.index} of {self.count}:\n{traceback.format_exc()}", CRASH)
 
     def stop_request(self) -> StopRequest:
         """See `Job.stop_request`."""
@@ -142,7 +157,7 @@ class SeveralProcesses(Job):
         refusal = self._get("refusal")
         self._round += 1
         if refusal:
-            self.is_refused = True
+            self._is_refused = True  # and all know
             raise ConfigError(refusal)
 
     def _differences(self, first: Mapping[str, str], own: Mapping[str, str]) -> str:
@@ -155,6 +170,34 @@ class SeveralProcesses(Job):
         ]
         more = len(different) - SHOWN
         return "; ".join(different[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+    def _end_with_the_others(self, error: ConfigError) -> NoReturn:
+        """Tell the others if they are to agree on something yet, and end when all have come."""
+        if not (self._is_over or self._is_refused):
+            self._tell(error)
+        deadline = time.monotonic() + (TRAIN_SECONDS if self._is_over else START_SECONDS)
+        self._store.put(f"mistake/{self.index}", str(error))
+        for index in range(self.count):
+            if self._store.get(f"mistake/{index}", max(0.1, deadline - time.monotonic())) is None:
+                break
+        else:
+            time.sleep(LAST_SECONDS if self.index == 0 else 0.0)
+        self._end(f"error: {error}", USER_MISTAKE)
+
+    def _tell(self, error: ConfigError) -> None:
+        """Let the others, who wait in the next round or will, end with this error."""
+        said = f"process {self.index}: {error}"
+        if self.index == 0:
+            self._put("refusal", said)
+            self._put("facts", "")
+        else:
+            self._put(f"objection/{self.index}", said)
+
+    def _end(self, text: str, status: int) -> NoReturn:
+        print(text, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
     def _put(self, name: str, text: str) -> None:
         self._store.put(f"agreement/{self._round}/{name}", text)

@@ -28,8 +28,9 @@ from mae_jax.tasks.pretrain import PretrainTask
 from mae_jax.train import compiler, metrics, sharding
 from mae_jax.train.best import BestCheckpoint
 from mae_jax.train.checkpoint import Checkpoints, abstract_state
-from mae_jax.train.loop import Cadence, NonFiniteError, train
+from mae_jax.train.loop import Cadence, NonFiniteError, StepFn, train
 from mae_jax.train.partition import merge, select
+from mae_jax.train.profile import ProfiledStep
 from mae_jax.train.signals import StopRequest
 from mae_jax.train.state import TrainState
 from mae_jax.train.step import Schedule
@@ -112,6 +113,7 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
       ConfigError: for a mistake in configuration or data; nearly always before anything is
         compiled or written, and if data go bad later, after the state is saved.
     """
+    goodput = metrics.Goodput()
     compiler.keep_programs(config.run.compilation_cache)
     parts = _build(config)
     config = build.with_kept(config, parts.readers[0])
@@ -136,52 +138,72 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
             closing.callback(best.close)
             if is_new:
                 best.forget()
+        closing.enter_context(job.guard())
         first = checkpoints.latest_step() or 0
         is_first_process = jax.process_index() == 0
         console = Console(parts.total_steps, first, quiet=not is_first_process)
         peak = metrics.peak_flops(list(parts.mesh.devices.flat))
+        rows = build.rows_of(config, parts.readers[0])
+        throughput = metrics.Throughput(rows, parts.task.step_flops(), peak[0], goodput)
         for line in _summary(config, request, parts, peak):
             console.say(line)
         state = _start(parts, checkpoints, fingerprint, given, console)
         job.agree({"resume step": int(state.step), "init_from": given and given[1]}, last=True)
         if is_first_process:
             (folder / "config.json").write_text(configs.to_json(config))
-        step_fn = _compile(parts, config)
-        console.say(_memory(step_fn))
+        with goodput.spent_on("compiling"):
+            compiled = _compile(parts, config)
+        console.say(_memory(compiled))
+        step_fn: StepFn = compiled
+        if request.profile_steps is not None and is_first_process:
+            step_fn = profiled = ProfiledStep(
+                compiled, folder / "profile", request.profile_steps, done=first
+            )
+            closing.callback(profiled.close)
+        writer = RunWriter(folder, first_step=first, active=is_first_process)
+        batches = build.build_batches(
+            config, parts.sources[0], parts.readers[0], start_step=first, mesh=parts.mesh
+        )
         last_step = max(first, min(parts.total_steps, request.stop_at_step or parts.total_steps))
         try:
-            step = train(
-                state,
-                step_fn,
-                build.build_batches(
-                    config, parts.sources[0], parts.readers[0], start_step=first, mesh=parts.mesh
-                ),
-                Cadence(
-                    total_steps=parts.total_steps,
-                    last_step=last_step,
-                    log_every=config.run.log_every,
-                    eval_every=config.eval.every,
-                    save_every=config.run.save_every,
-                    max_nonfinite_steps=config.run.max_nonfinite_steps,
-                ),
-                evaluators=_evaluators(parts, config),
-                checkpoints=checkpoints,
-                save_items=lambda step: {
-                    "data": {"next_step": step, "fingerprint": fingerprint},
-                    "meta": meta,
-                },
-                writer=RunWriter(folder, first_step=first, active=is_first_process),
-                console=console,
-                throughput=metrics.Throughput(
-                    build.rows_of(config, parts.readers[0]), parts.task.step_flops(), peak[0]
-                ),
-                stop=stop,
-                keep_best=best.keep if best else None,
-            )
+            with goodput.spent_on("steps"):
+                step = train(
+                    state,
+                    step_fn,
+                    build.build_batches(
+                        config,
+                        parts.sources[0],
+                        parts.readers[0],
+                        start_step=first,
+                        mesh=parts.mesh,
+                    ),
+                    Cadence(
+                        total_steps=parts.total_steps,
+                        last_step=last_step,
+                        log_every=config.run.log_every,
+                        eval_every=config.eval.every,
+                        save_every=config.run.save_every,
+                        max_nonfinite_steps=config.run.max_nonfinite_steps,
+                    ),
+                    evaluators=_evaluators(parts, config),
+                    checkpoints=checkpoints,
+                    save_items=lambda step: {
+                        "data": {"next_step": step, "fingerprint": fingerprint},
+                        "meta": meta,
+                    },
+                    writer=writer,
+                    console=console,
+                    throughput=throughput,
+                    stop=stop,
+                    keep_best=best.keep if best else None,
+                )
         except NonFiniteError as error:
             console.close()
             return _diverged(console, request, error)
         console.close()
+        if step > first:
+            beat = writer.heartbeat
+            console.say(goodput.line(beat.restarts, beat.steps_again))
         if best is not None and best.step is not None:
             console.say(f"best top-1 {best.value:.2f} % at step {best.step}: {best.path()}")
     return _farewell(console, config, request, step, last_step, parts.total_steps, stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -66,6 +67,8 @@ class FakeWriter:
         self.pictures: list[tuple[int, str]] = []
         self.tables: list[tuple[int, str, str]] = []
         self.flushed = 0
+        self.beats: list[int] = []
+        self.heartbeat = SimpleNamespace(beat=self.beats.append, write=self.beats.append)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self.rows.append({"step": step, **values})

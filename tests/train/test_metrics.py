@@ -59,8 +59,8 @@ def test_time_that_is_excluded_counts_nowhere(clock):
     throughput = Throughput(10, 1, 1.0)
     clock.now += 1.0
     throughput.step(0.25)
-    clock.now += 30.0
-    throughput.exclude(30.0)
+    with throughput.excluded("evaluating"):
+        clock.now += 30.0
     assert throughput.scalars()["images_per_second"] == pytest.approx(10.0)
     assert throughput.scalars()["data_stall"] == pytest.approx(0.25)
     assert throughput.seconds_per_step() == pytest.approx(1.0)
