@@ -166,37 +166,30 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
         )
         last_step = max(first, min(parts.total_steps, request.stop_at_step or parts.total_steps))
         try:
-            with goodput.spent_on("steps"):
-                step = train(
-                    state,
-                    step_fn,
-                    build.build_batches(
-                        config,
-                        parts.sources[0],
-                        parts.readers[0],
-                        start_step=first,
-                        mesh=parts.mesh,
-                    ),
-                    Cadence(
-                        total_steps=parts.total_steps,
-                        last_step=last_step,
-                        log_every=config.run.log_every,
-                        eval_every=config.eval.every,
-                        save_every=config.run.save_every,
-                        max_nonfinite_steps=config.run.max_nonfinite_steps,
-                    ),
-                    evaluators=_evaluators(parts, config),
-                    checkpoints=checkpoints,
-                    save_items=lambda step: {
-                        "data": {"next_step": step, "fingerprint": fingerprint},
-                        "meta": meta,
-                    },
-                    writer=writer,
-                    console=console,
-                    throughput=throughput,
-                    stop=stop,
-                    keep_best=best.keep if best else None,
-                )
+            step = goodput.spent_on("steps")(train)(
+                state,
+                step_fn,
+                batches,
+                Cadence(
+                    total_steps=parts.total_steps,
+                    last_step=last_step,
+                    log_every=config.run.log_every,
+                    eval_every=config.eval.every,
+                    save_every=config.run.save_every,
+                    max_nonfinite_steps=config.run.max_nonfinite_steps,
+                ),
+                evaluators=_evaluators(parts, config),
+                checkpoints=checkpoints,
+                save_items=lambda step: {
+                    "data": {"next_step": step, "fingerprint": fingerprint},
+                    "meta": meta,
+                },
+                writer=writer,
+                console=console,
+                throughput=throughput,
+                stop=stop,
+                keep_best=best.keep if best else None,
+            )
         except NonFiniteError as error:
             console.close()
             return _diverged(console, request, error)
