@@ -127,10 +127,10 @@ def kept_programs(folder: str | None) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def start(flags: list[str], **extra: str) -> subprocess.Popen[str]:
-    """Start the program in a process group of its own, stderr joined to stdout."""
+def start(flags: list[str], *, module: str = "mae_jax.main", **extra: str) -> subprocess.Popen[str]:
+    """Start the program, or another, in a process group of its own, stderr joined to stdout."""
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "mae_jax.main", *flags],
+        [sys.executable, "-u", "-m", module, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tests.helpers import start
 
@@ -19,34 +20,53 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def told(count: int) -> list[dict[str, str]]:
+    """Return the variables by which each process of a job is told its place."""
+    common = {
+        "MAE_JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "MAE_JAX_NUM_PROCESSES": str(count),
+    }
+    return [common | {"MAE_JAX_PROCESS_ID": str(index)} for index in range(count)]
+
+
+def by_slurm(count: int) -> list[dict[str, str]]:
+    """Return the variables that `srun` sets, by which JAX finds the place of each process."""
+    common = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_STEP_NUM_NODES": "1",
+        "JAX_COORDINATOR_PORT": str(free_port()),
+    }
+    return [
+        common | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(count)
+    ]
+
+
 @contextlib.contextmanager
 def job(
     flags: Sequence[str],
-    count: int,
+    places: Sequence[dict[str, str]],
     *,
     only: dict[int, Sequence[str]] | None = None,
     devices: int = 1,
-    **extra: str,
+    module: str = "mae_jax.main",
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start the program `count` times as one job; whatever is left of it is killed at the end.
+    """Start the program as several processes; whatever is left of them is killed at the end.
 
     Args:
       flags: of all processes.
-      count: of processes.
+      places: variables of each, as `told` or `by_slurm` returns them.
       only: more flags of some processes, by their index.
       devices: of each process.
-      **extra: variables of all.
+      module: another program.
     """
-    place = {
-        "MAE_JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
-        "MAE_JAX_NUM_PROCESSES": str(count),
-        "JAX_NUM_CPU_DEVICES": str(devices),
-    }
     processes: list[subprocess.Popen[str]] = []
     try:
-        for index in range(count):
+        for index, place in enumerate(places):
             own = [*flags, *(only or {}).get(index, ())]
-            processes.append(start(own, **(place | {"MAE_JAX_PROCESS_ID": str(index)} | extra)))
+            place = place | {"JAX_NUM_CPU_DEVICES": str(devices)}
+            processes.append(start(own, module=module, **place))
         yield processes
     finally:
         for process in processes:
@@ -66,7 +86,7 @@ def outcomes(
     return found
 
 
-def run_job(flags: Sequence[str], count: int, **options) -> list[tuple[int, str]]:
-    """Run a job to its end; arguments as in `job`, results as in `outcomes`."""
-    with job(flags, count, **options) as processes:
+def run_job(flags: Sequence[str], count: int, **options: Any) -> list[tuple[int, str]]:
+    """Run a job to its end; options as in `job`, results as in `outcomes`."""
+    with job(flags, told(count), **options) as processes:
         return outcomes(processes)
