@@ -122,6 +122,8 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
     job.agree(_data_facts(parts, fingerprint, folder))
     is_new = _refuse_changes(folder, config, request) is None
     given = _given(config.init_from, parts) if is_new else None
+    # None makes the folder before all have looked into it: Orbax would wait for them elsewhere.
+    job.agree({"init_from": given and given[1]})
     meta = {
         "config": config.to_dict(),
         "mae_jax": mae_jax.__version__,
@@ -148,7 +150,7 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
         for line in _summary(config, request, parts, peak):
             console.say(line)
         state = _start(parts, checkpoints, fingerprint, given, console)
-        job.agree({"resume step": int(state.step), "init_from": given and given[1]}, last=True)
+        job.agree({"resume step": int(state.step)}, last=True)
         if is_first_process:
             (folder / "config.json").write_text(configs.to_json(config))
         with goodput.spent_on("compiling"):

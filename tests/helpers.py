@@ -190,8 +190,12 @@ def saved_arrays(workdir: Path, step: int, kind: str = "checkpoints") -> dict[st
     for item in ("params", "train", "ema", "extra"):
         if not (folder / item).exists():  # kept by some runs alone
             continue
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(folder / item)
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(folder / item).item_metadata.tree
+            # To the host, for the processes and devices that saved it need not be here.
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            how = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            tree = checkpointer.restore(folder / item, args=how)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return arrays
