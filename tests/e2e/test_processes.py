@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -33,8 +34,12 @@ def measured(workdir):
 
 
 def run_whole(workdir, count, *more, **options):
-    """Run to the end with `count` processes; return the output of process 0."""
-    found = run_job([*flags(workdir), *more], count, **options)
+    """Run the digits to the end with `count` processes; return the output of process 0."""
+    return run_whole_of([*flags(workdir), *more], count, **options)
+
+
+def run_whole_of(argv, count, **options):
+    found = run_job(argv, count, **options)
     for status, output in found:
         assert status == 0, output
     for _, output in found[1:]:
@@ -139,6 +144,22 @@ def test_four_processes_go_on_as_one_and_as_four_again(alone, tmp_path):
         run_whole(workdir, count, *more)
     # The next batch was the right one each time.
     assert_alike(alone, workdir, at=range(5, STEPS + 1, 5))
+
+
+@pytest.mark.drill
+def test_a_classifier_is_trained_and_measured_by_two_processes_as_by_one(alone, tmp_path):
+    top1, neighbours = {}, {}
+    for count in (1, 2):
+        workdir = tmp_path / f"finetune_{count}"
+        run_whole_of(tiny_run(workdir, config="finetune:demo", init_from=str(alone)), count)
+        top1[count] = [row["val/top1"] for row in metrics(workdir) if "val/top1" in row]
+        assert len(list((workdir / "best").iterdir())) == 1
+        workdir = tmp_path / f"knn_{count}"
+        fields = overrides({"init_from": str(alone), "eval.batch_size": "500"})
+        run_whole_of(["--config=knn", f"--workdir={workdir}", *fields], count)
+        neighbours[count] = json.loads((workdir / "results.json").read_text())["figures"]["knn"]
+    assert top1[2] == pytest.approx(top1[1], abs=1)  # of 1,000 images
+    assert neighbours[2]["top1"] == pytest.approx(neighbours[1]["top1"], abs=0.5)
 
 
 @pytest.mark.drill
