@@ -50,7 +50,7 @@ def run_whole_of(argv, count, **options):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    run_whole(workdir, 1)
+    run_whole(workdir, 1, "--profile_steps=3:4")
     return workdir
 
 
@@ -61,6 +61,7 @@ def two(tmp_path_factory):
     assert "2 processes meet at 127.0.0.1:" in output
     assert "listens on 127.0.0.1:" in output
     assert f"finished at step {STEPS}" in output
+    assert "goodput " in output
     return workdir
 
 
@@ -76,6 +77,8 @@ def assert_alike(one, other, at=(1, *range(5, STEPS + 1, 5))):
 def test_two_processes_train_as_one_does(alone, two):
     assert_alike(alone, two)
     assert (two / "pictures" / f"step_{STEPS}.png").exists()
+    assert json.loads((two / "heartbeat.json").read_text())["step"] == STEPS
+    assert list((alone / "profile").rglob("*.xplane.pb"))
 
 
 @pytest.mark.slow
