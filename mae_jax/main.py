@@ -9,9 +9,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
+import mae_jax
 from mae_jax import config as configs
+from mae_jax import distributed
 from mae_jax.errors import ConfigError
 from mae_jax.flags import Parser, exit_status
 from mae_jax.request import Request
@@ -45,6 +50,10 @@ def make_parser() -> Parser:
         metavar="FIELD",
         help="go on in a folder although this field differs; may be repeated",
     )
+    parser.add_argument(
+        "--profile_steps", metavar="A:B", help="write a profile of these steps to DIR/profile"
+    )
+    distributed.add_flags(parser)
     return parser
 
 
@@ -69,13 +78,37 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         raise ConfigError(f"--config: expected a path or one of {names}, got nothing")
     if flags.stop_at_step is not None and flags.stop_at_step < 1:
         raise ConfigError(f"--stop_at_step={flags.stop_at_step}: expected at least 1")
+    flags.profile_steps = _profile_steps(flags.profile_steps)
+    distributed.explicit_place(flags, os.environ)
     return flags, overrides
+
+
+def _profile_steps(text: str | None) -> tuple[int, int] | None:
+    """Return first and last step of `A:B`."""
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ConfigError(f"--profile_steps: expected A:B with 1 <= A <= B, got {text!r}")
+    return int(first), int(last)
 
 
 def default_workdir(config: str) -> str:
     """Return `runs/<config>[_<variant>]`."""
     location, _, variant = config.partition(":")
     return f"runs/{Path(location).stem}" + (f"_{variant}" if variant else "")
+
+
+def _facts(config: ConfigDict, request: Request) -> dict[str, object]:
+    """Return what all processes of a job must have alike before they build anything."""
+    versions = {f"version of {name}": metadata.version(name) for name in ("jax", "jaxlib")}
+    return {
+        **configs.flatten(config),
+        **versions,
+        "version of mae_jax": mae_jax.__version__,
+        "--stop_at_step": request.stop_at_step,
+        "--allow_change": sorted(request.allow_change),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,8 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             stop_at_step=flags.stop_at_step,
             allow_change=flags.allow_change,
             argv=argv,
+            profile_steps=flags.profile_steps,
         )
-        return run(config, request)
+        with distributed.joined(distributed.find_place(flags, os.environ)) as job:
+            job.agree_on_folder(request.workdir)
+            job.agree(_facts(config, request))
+            return run(config, request, job)
 
     return exit_status(program)
 

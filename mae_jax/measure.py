@@ -18,16 +18,16 @@ from mae_jax import api, build
 from mae_jax import config as configs
 from mae_jax.errors import ConfigError
 from mae_jax.files import completed, encode_picture
+from mae_jax.job import Job
 from mae_jax.measurements import SUMMARIES, TASKS, Bench, Interrupted, Measurement
 from mae_jax.request import FINISHED, STOPPED, Request
 from mae_jax.train import sharding
-from mae_jax.train.signals import StopRequest
 from mae_jax.train.writers import Console
 
 RESULTS = "results.json"
 
 
-def measure(config: ConfigDict, request: Request) -> int:
+def measure(config: ConfigDict, request: Request, job: Job) -> int:
     """Measure the checkpoint `init_from`, and say and write down what comes out.
 
     Returns:
@@ -43,11 +43,14 @@ def measure(config: ConfigDict, request: Request) -> int:
     model = api.load(config.init_from)
     of = {"checkpoint": config.init_from, "step": model.step, "averaged": model.averaged}
     results = _results(folder, of)
+    job.agree({"step of init_from": model.step, "measured": sorted(results)}, last=True)
     mesh = sharding.make_mesh(config.run.mesh.data, config.run.mesh.fsdp)
     build.check_batch_size("eval.batch_size", config.eval.batch_size, mesh.size)
     placement = build.build_placement(mesh, config.seed)
-    variables = jax.device_put((model.params, model.extra), sharding.replicated(mesh))
-    with StopRequest() as stop:
+    held = model.params, model.extra
+    everywhere = jax.tree.map(lambda _: placement.replicated, held)
+    variables = sharding.put_tree(held, everywhere)
+    with job.stop_request() as stop:
         bench = Bench(config, model, variables, placement, stop)
         measurements = TASKS[config.task](bench)
         console = Console(len(measurements), quiet=jax.process_index() != 0)

@@ -111,7 +111,7 @@ class Stoppable:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for batch in self._batches:
-            if self._stop.name:
+            if self._stop.wanted():
                 raise Interrupted
             yield batch
 

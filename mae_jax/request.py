@@ -21,12 +21,14 @@ class Request:
       stop_at_step: end there, in the middle of the schedule; None: at its end.
       allow_change: fields that may differ from those the folder was made with.
       argv: the flags as they were given, to be repeated in messages.
+      profile_steps: first and last step of a profile; None: none is written.
     """
 
     workdir: str
     stop_at_step: int | None = None
     allow_change: Sequence[str] = ()
     argv: Sequence[str] = ()
+    profile_steps: tuple[int, int] | None = None
 
     def command(self, *more: str) -> str:
         """Return the command that was given, with flags added or, if given before, replaced."""

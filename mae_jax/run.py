@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from mae_jax import config as configs
 from mae_jax.data.readers import Reader
 from mae_jax.data.sources import Source
 from mae_jax.errors import ConfigError
+from mae_jax.job import Job
 from mae_jax.models.transfer import fill, transfer_encoder
 from mae_jax.request import FINISHED, STOPPED, Request
 from mae_jax.tasks.finetune import FinetuneTask
@@ -28,8 +28,9 @@ from mae_jax.tasks.pretrain import PretrainTask
 from mae_jax.train import compiler, metrics, sharding
 from mae_jax.train.best import BestCheckpoint
 from mae_jax.train.checkpoint import Checkpoints, abstract_state
-from mae_jax.train.loop import Cadence, NonFiniteError, train
+from mae_jax.train.loop import Cadence, NonFiniteError, StepFn, train
 from mae_jax.train.partition import merge, select
+from mae_jax.train.profile import ProfiledStep
 from mae_jax.train.signals import StopRequest
 from mae_jax.train.state import TrainState
 from mae_jax.train.step import Schedule
@@ -88,6 +89,7 @@ def _build(config: ConfigDict) -> Parts:
     init = functools.partial(training.init, config.seed)
     shapes = jax.eval_shape(init)
     target = abstract_state(shapes, sharding.state_sharding(shapes, mesh))
+    sharding.check_memory(sharding.bytes_per_device(target), mesh.local_devices[0])
     return Parts(
         task=task,
         mesh=mesh,
@@ -101,8 +103,8 @@ def _build(config: ConfigDict) -> Parts:
     )
 
 
-def run(config: ConfigDict, request: Request) -> int:
-    """Carry out a run.
+def run(config: ConfigDict, request: Request, job: Job) -> int:
+    """Carry out a run, in every process of its job alike.
 
     Returns:
       The exit status: 0 finished, 75 stopped and saved, 1 stopped because it diverged.
@@ -111,13 +113,17 @@ def run(config: ConfigDict, request: Request) -> int:
       ConfigError: for a mistake in configuration or data; nearly always before anything is
         compiled or written, and if data go bad later, after the state is saved.
     """
+    goodput = metrics.Goodput()
     compiler.keep_programs(config.run.compilation_cache)
     parts = _build(config)
     config = build.with_kept(config, parts.readers[0])
     folder = epath.Path(request.workdir)
+    fingerprint = parts.sources[0].fingerprint()  # once: of a million files it takes a while
+    job.agree(_data_facts(parts, fingerprint, folder))
     is_new = _refuse_changes(folder, config, request) is None
     given = _given(config.init_from, parts) if is_new else None
-    fingerprint = parts.sources[0].fingerprint()  # once: of a million files it takes a while
+    # None makes the folder before all have looked into it: Orbax would wait for them elsewhere.
+    job.agree({"init_from": given and given[1]})
     meta = {
         "config": config.to_dict(),
         "mae_jax": mae_jax.__version__,
@@ -125,7 +131,7 @@ def run(config: ConfigDict, request: Request) -> int:
     }
     # Closed whatever happens, so that a save under way is completed.
     with contextlib.ExitStack() as closing:
-        stop = closing.enter_context(StopRequest())
+        stop = closing.enter_context(job.stop_request())
         checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
         closing.callback(checkpoints.close)
         best = None
@@ -134,25 +140,38 @@ def run(config: ConfigDict, request: Request) -> int:
             closing.callback(best.close)
             if is_new:
                 best.forget()
+        closing.enter_context(job.guard())
         first = checkpoints.latest_step() or 0
         is_first_process = jax.process_index() == 0
         console = Console(parts.total_steps, first, quiet=not is_first_process)
         peak = metrics.peak_flops(list(parts.mesh.devices.flat))
+        rows = build.rows_of(config, parts.readers[0])
+        throughput = metrics.Throughput(rows, parts.task.step_flops(), peak[0], goodput)
         for line in _summary(config, request, parts, peak):
             console.say(line)
         state = _start(parts, checkpoints, fingerprint, given, console)
+        job.agree({"resume step": int(state.step)}, last=True)
         if is_first_process:
             (folder / "config.json").write_text(configs.to_json(config))
-        step_fn = _compile(parts, config)
-        console.say(_memory(step_fn))
+        with goodput.spent_on("compiling"):
+            compiled = _compile(parts, config)
+        console.say(_memory(compiled))
+        step_fn: StepFn = compiled
+        if request.profile_steps is not None and is_first_process:
+            step_fn = profiled = ProfiledStep(
+                compiled, folder / "profile", request.profile_steps, done=first
+            )
+            closing.callback(profiled.close)
+        writer = RunWriter(folder, first_step=first, active=is_first_process)
+        batches = build.build_batches(
+            config, parts.sources[0], parts.readers[0], start_step=first, mesh=parts.mesh
+        )
         last_step = max(first, min(parts.total_steps, request.stop_at_step or parts.total_steps))
         try:
-            step = train(
+            step = goodput.spent_on("steps")(train)(
                 state,
                 step_fn,
-                build.build_batches(
-                    config, parts.sources[0], parts.readers[0], start_step=first, mesh=parts.mesh
-                ),
+                batches,
                 Cadence(
                     total_steps=parts.total_steps,
                     last_step=last_step,
@@ -167,11 +186,9 @@ def run(config: ConfigDict, request: Request) -> int:
                     "data": {"next_step": step, "fingerprint": fingerprint},
                     "meta": meta,
                 },
-                writer=RunWriter(folder, first_step=first, active=is_first_process),
+                writer=writer,
                 console=console,
-                throughput=metrics.Throughput(
-                    build.rows_of(config, parts.readers[0]), parts.task.step_flops(), peak[0]
-                ),
+                throughput=throughput,
                 stop=stop,
                 keep_best=best.keep if best else None,
             )
@@ -179,9 +196,22 @@ def run(config: ConfigDict, request: Request) -> int:
             console.close()
             return _diverged(console, request, error)
         console.close()
+        if step > first:
+            beat = writer.heartbeat
+            console.say(goodput.line(beat.restarts, beat.steps_again))
         if best is not None and best.step is not None:
             console.say(f"best top-1 {best.value:.2f} % at step {best.step}: {best.path()}")
     return _farewell(console, config, request, step, last_step, parts.total_steps, stop)
+
+
+def _data_facts(parts: Parts, fingerprint: str, folder: epath.Path) -> dict[str, Any]:
+    """Return what all processes must have alike before they read what a run has saved."""
+    steps = [path.name for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
+    return {
+        "data": f"{len(parts.sources[0])} examples, {fingerprint}",
+        "held-out data": f"{len(parts.sources[1])} examples",
+        "steps that are saved": ", ".join(sorted(steps, key=int)) or "none",
+    }
 
 
 def _start(
@@ -208,8 +238,11 @@ def _start(
         return state
     params, said = given
     console.say(said)
-    params = jax.device_put(merge(state.params, params), _shardings(parts.target.params))
-    return state.starting_from(params)
+    placed = {
+        name: sharding.put_tree(tree, _shardings(parts.target.params[name]))
+        for name, tree in params.items()
+    }
+    return state.starting_from(merge(state.params, placed))
 
 
 def _given(init_from: str, parts: Parts) -> tuple[Params, str] | None:
@@ -315,10 +348,7 @@ def _summary(
         if train_source.num_classes and held_out.num_classes
         else "no labels, so no read-outs"
     )
-    state_bytes = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(parts.target)
-    )
+    state_bytes = sharding.bytes_per_device(parts.target)
     by_name = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items())
     trained = select(parts.target.params, parts.training.trainable)
     trained_size = sum(leaf.size for leaf in jax.tree.leaves(trained))

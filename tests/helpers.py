@@ -127,10 +127,10 @@ def kept_programs(folder: str | None) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def start(flags: list[str], **extra: str) -> subprocess.Popen[str]:
-    """Start the program in a process group of its own, stderr joined to stdout."""
+def start(flags: list[str], *, module: str = "mae_jax.main", **extra: str) -> subprocess.Popen[str]:
+    """Start the program, or another, in a process group of its own, stderr joined to stdout."""
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "mae_jax.main", *flags],
+        [sys.executable, "-u", "-m", module, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -190,8 +190,12 @@ def saved_arrays(workdir: Path, step: int, kind: str = "checkpoints") -> dict[st
     for item in ("params", "train", "ema", "extra"):
         if not (folder / item).exists():  # kept by some runs alone
             continue
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(folder / item)
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(folder / item).item_metadata.tree
+            # To the host, for the processes and devices that saved it need not be here.
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            how = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            tree = checkpointer.restore(folder / item, args=how)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return arrays

@@ -28,12 +28,12 @@ ALLOWED = {
     },
     "run": {
         *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
-        *("train", "build", "api", "request", "__init__"),
+        *("train", "build", "api", "job", "request", "__init__"),
     },
     "request": set(),
     "measurements": {"errors", "data", "models", "tasks", "train", "build", "api"},
     "measure": {
-        *("errors", "config", "files", "train", "build", "api", "measurements", "request"),
+        *("errors", "config", "files", "train", "build", "api", "job", "measurements", "request"),
         "__init__",
     },
     "api": {
@@ -45,7 +45,11 @@ ALLOWED = {
         *("api", "convert", "__init__"),
     },
     "flags": {"errors", "config"},
-    "main": {"errors", "config", "flags", "request", "run", "measure"},
+    "job": {"errors", "train"},
+    "distributed": {"errors", "job"},
+    "main": {
+        *("errors", "config", "distributed", "flags", "request", "run", "measure", "__init__"),
+    },
     "tools": {
         *("errors", "types", "config", "flags", "nn", "data", "models", "tasks", "train", "build"),
         *("api", "convert", "files", "tools", "__init__"),
@@ -59,10 +63,12 @@ FORBIDDEN = {
     "errors": {"jax", "flax"},
     "flags": {"jax", "flax", "optax", "numpy"},
     "request": {"jax", "flax", "optax", "numpy"},
+    "job": {"jax", "flax", "optax", "numpy"},
 }
 # Modules that a wrong flag or --help must not load.
 LIGHT = (
-    *("main", "flags", "request", "config", "recipes", "errors", "tools/__init__"),
+    *("main", "distributed", "job", "train/signals", "train/__init__"),
+    *("flags", "request", "config", "recipes", "errors", "tools/__init__"),
     *("tools/family_table", "tools/bench"),
     *("tools/visualize", "tools/extract_features", "tools/export", "tools/convert_checkpoint"),
     "tools/prepare_data",

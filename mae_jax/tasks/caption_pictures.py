@@ -37,10 +37,12 @@ class CaptionPictures(Pictures):
         super().__init__(task, batch, placement, count)
         self._pieces = pieces
 
-        def words(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def words(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, ...]:
             plan = task.method.plan(key, len(batch["image"]))  # that of the panels
             hidden = hidden_places(plan["text"], len(batch["text"]))
-            return task.call("words", params, batch, plan), hidden
+            lengths = (~batch["padding"]).sum(axis=1)
+            # The captions too, for the host has the rows of its own process alone.
+            return task.call("words", params, batch, plan), hidden, batch["text"], lengths
 
         self._words = jax.jit(words, out_shardings=placement.replicated)
 
@@ -48,9 +50,8 @@ class CaptionPictures(Pictures):
         """Yield the picture, uint8 [height, width, 3]."""
         batch, key = self._placement.put(self._batch), self._placement.mask_key(0)
         panels = jax.device_get(self._panels(params, batch, key))
-        predicted, hidden = jax.device_get(self._words(params, batch, key))
-        true = jax.device_get(batch["text"])
-        lengths = (~np.asarray(self._batch["padding"])).sum(axis=1)[: self._count]
+        predicted, hidden, true, lengths = jax.device_get(self._words(params, batch, key))
+        lengths = lengths[: self._count]
         words = [self._pieces(row[:length]) for row, length in zip(true, lengths, strict=False)]
         answers = [
             self._pieces(row[:length]) for row, length in zip(predicted, lengths, strict=False)

@@ -114,6 +114,7 @@ def train(
                 f" newest checkpoint: {checkpoints.latest_step()}"
             )
         console.advance(step)
+        writer.heartbeat.beat(step)
         if step == first + 1:
             # The first step waits for caches and the first batch: show it, do not count it.
             write(step, values)
@@ -131,10 +132,9 @@ def train(
 
     def save() -> None:
         nonlocal saved
-        begun = time.perf_counter()
-        saved = checkpoints.save(state, **save_items(step))
-        writer.flush()
-        throughput.exclude(time.perf_counter() - begun)
+        with throughput.excluded("saving"):
+            saved = checkpoints.save(state, **save_items(step))
+            writer.flush()
 
     def report_saves(*, wait: bool = False) -> None:
         for done in checkpoints.committed(wait=wait):
@@ -145,10 +145,12 @@ def train(
             settle(*previous)
         if saved != step:
             save()
-        report_saves(wait=True)
+        with throughput.excluded("saving"):
+            report_saves(wait=True)
         writer.flush()
+        writer.heartbeat.write(step)
 
-    while step < cadence.last_step and not stop.name:
+    while step < cadence.last_step and not stop.wanted():
         begun = time.perf_counter()
         try:
             batch = next(batches)
@@ -173,11 +175,10 @@ def train(
             settle(*previous)
             previous = None
         if evaluating:
-            begun = time.perf_counter()
-            measured = evaluate(step, state, evaluators, writer, console)
-            if keep_best is not None:
-                keep_best(state, measured)
-            throughput.exclude(time.perf_counter() - begun)
+            with throughput.excluded("evaluating"):
+                measured = evaluate(step, state, evaluators, writer, console)
+                if keep_best is not None:
+                    keep_best(state, measured)
         if saving:
             save()
         report_saves()

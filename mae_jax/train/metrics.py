@@ -1,9 +1,11 @@
-"""Rates and shares of a run: images per second, MFU, data stalls, time left."""
+"""Rates and shares of a run: images per second, MFU, data stalls, goodput, time left."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +56,51 @@ def _measured_peak(size: int = 1024, rounds: int = 5) -> float:
     return 2.0 * size**3 / min(seconds)
 
 
+class Goodput:
+    """Where the time of this process went, from when this is made.
+
+    Attributes:
+      seconds: by what they were spent on.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("steps", "compiling", "data", "saving", "evaluating"), 0.0)
+        self._begun = time.perf_counter()
+
+    def add(self, what: str, seconds: float) -> None:
+        """Count seconds, which a `spent_on` around them leaves out."""
+        self.seconds[what] += seconds
+
+    @contextlib.contextmanager
+    def spent_on(self, what: str) -> Iterator[None]:
+        """Count the time in this context, but for what is counted inside of it by itself."""
+        begun, before = time.perf_counter(), sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            inside = sum(self.seconds.values()) - before
+            self.add(what, max(0.0, time.perf_counter() - begun - inside))
+
+    def line(self, restarts: int, steps_again: int) -> str:
+        """Return the share of the time that went into steps, and where the rest did.
+
+        Args:
+          restarts: of this run, before this process.
+          steps_again: that had to be done once more after them.
+        """
+        total = max(time.perf_counter() - self._begun, 1e-9)
+        spent = self.seconds | {"other": max(0.0, total - sum(self.seconds.values()))}
+        shown = ", ".join(f"{what} {format_seconds(value)}" for what, value in spent.items())
+        text = f"goodput {100 * self.seconds['steps'] / total:.0f} %: {shown}"
+        if restarts:
+            text += f"; {_counted(restarts, 'restart')}, {_counted(steps_again, 'step')} done again"
+        return text
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 @dataclasses.dataclass
 class Throughput:
     """Clock of the training loop; what is spent outside of steps can be left out.
@@ -62,11 +109,13 @@ class Throughput:
       batch_size: images of a global step.
       step_flops: FLOPs of a step per image.
       peak: FLOP/s of all devices.
+      goodput: is told of stalls and of what is left out.
     """
 
     batch_size: int
     step_flops: int
     peak: float
+    goodput: Goodput = dataclasses.field(default_factory=Goodput)
 
     def __post_init__(self) -> None:
         self.reset()
@@ -77,14 +126,19 @@ class Throughput:
         self._steps = 0
         self._stalled = 0.0
 
-    def exclude(self, seconds: float) -> None:
-        """Leave time out of the window: an evaluation, a save."""
-        self._start += seconds
+    @contextlib.contextmanager
+    def excluded(self, what: str) -> Iterator[None]:
+        """Leave the time in this context out of the window: it is spent on evaluating or saving."""
+        begun = time.perf_counter()
+        with self.goodput.spent_on(what):
+            yield
+        self._start += time.perf_counter() - begun
 
     def step(self, stalled_seconds: float) -> None:
         """Count a step and the time for which the devices waited for its data."""
         self._steps += 1
         self._stalled += stalled_seconds
+        self.goodput.add("data", stalled_seconds)
 
     def seconds_per_step(self) -> float:
         """Return the mean over the window."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None)
     Raises:
       ConfigError: if the product is not the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        # By process, for process p has the p-th part of the rows; TPUs number chips otherwise.
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if fsdp < 1 or (data != -1 and data < 1):
         raise ConfigError(
             f"run.mesh data {data}, fsdp {fsdp}: expected positive sizes (data -1: all)"
@@ -74,3 +77,40 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
+
+
+def put_tree(tree: Any, shardings: Any) -> Any:
+    """Make global arrays of a tree that every process has in full, on the host or a device."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def bytes_per_device(target: Any) -> int:
+    """Return what a tree of `jax.ShapeDtypeStruct` with shardings takes on each device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(target)
+    )
+
+
+def check_memory(needed: int, device: jax.Device) -> None:
+    """Refuse a state that cannot fit a device, where the device says how much it has.
+
+    Args:
+      needed: bytes of the state on each device.
+      device: one of them, of this process.
+
+    Raises:
+      ConfigError: if it has less.
+    """
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is not None and needed > limit:
+        raise ConfigError(
+            f"run.mesh.fsdp: expected a state that fits the {limit / 2**30:.3f} GiB of a"
+            f" {device.device_kind}, got {needed / 2**30:.3f} GiB per device of parameters and"
+            " optimiser state: spread it over more devices, or take a smaller model"
+        )

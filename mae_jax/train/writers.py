@@ -11,6 +11,7 @@ import tqdm
 from etils import epath
 
 from mae_jax.files import encode_picture
+from mae_jax.train.heartbeat import Heartbeat
 from mae_jax.train.metrics import format_seconds
 
 
@@ -78,14 +79,19 @@ class RunWriter:
       workdir: the run's folder; on a bucket the file is rewritten at each `flush`.
       first_step: the step from which the run goes on.
       active: False makes every method do nothing (processes other than the first).
+
+    Attributes:
+      heartbeat: by which others see that the run goes on.
     """
 
     def __init__(self, workdir: epath.PathLike, *, first_step: int = 0, active: bool = True):
         self._active = active
+        self._workdir = epath.Path(workdir)
+        if active:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+        self.heartbeat = Heartbeat(self._workdir, first_step, active=active)
         if not active:
             return
-        self._workdir = epath.Path(workdir)
-        self._workdir.mkdir(parents=True, exist_ok=True)
         self._is_local = "://" not in str(workdir)
         self._path = self._workdir / "metrics.jsonl"
         self._lines = _lines_up_to(self._path, first_step)

@@ -16,6 +16,7 @@ from mae_jax.train import loop, metrics
 from mae_jax.train.checkpoint import Checkpoints
 from mae_jax.train.loop import Cadence, NonFiniteError
 from mae_jax.train.metrics import Throughput
+from mae_jax.train.signals import StopRequest
 from mae_jax.train.state import Counters, TrainState
 from mae_jax.train.writers import Console, RunWriter
 
@@ -66,6 +67,8 @@ class FakeWriter:
         self.pictures: list[tuple[int, str]] = []
         self.tables: list[tuple[int, str, str]] = []
         self.flushed = 0
+        self.beats: list[int] = []
+        self.heartbeat = SimpleNamespace(beat=self.beats.append, write=self.beats.append)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self.rows.append({"step": step, **values})
@@ -113,7 +116,7 @@ class Bench:
 
     checkpoints: Any = dataclasses.field(default_factory=FakeCheckpoints)
     writer: FakeWriter = dataclasses.field(default_factory=FakeWriter)
-    stop: Any = dataclasses.field(default_factory=lambda: SimpleNamespace(name=None))
+    stop: Any = dataclasses.field(default_factory=StopRequest)
     throughput: Throughput = dataclasses.field(default_factory=lambda: Throughput(8, 10, 1e3))
     evaluators: list[Any] = dataclasses.field(default_factory=lambda: [SumEvaluator()])
     bad_steps: frozenset[int] = frozenset()

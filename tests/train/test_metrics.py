@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from mae_jax.train import metrics
-from mae_jax.train.metrics import Throughput, format_seconds, peak_flops
+from mae_jax.train.metrics import Goodput, Throughput, format_seconds, peak_flops
 
 
 class Clock:
@@ -59,8 +59,8 @@ def test_time_that_is_excluded_counts_nowhere(clock):
     throughput = Throughput(10, 1, 1.0)
     clock.now += 1.0
     throughput.step(0.25)
-    clock.now += 30.0
-    throughput.exclude(30.0)
+    with throughput.excluded("evaluating"):
+        clock.now += 30.0
     assert throughput.scalars()["images_per_second"] == pytest.approx(10.0)
     assert throughput.scalars()["data_stall"] == pytest.approx(0.25)
     assert throughput.seconds_per_step() == pytest.approx(1.0)
@@ -156,3 +156,50 @@ def test_peak_of_this_machine_can_be_measured():
     flops, source = peak_flops(jax.devices())
     assert flops > 0
     assert source.endswith(f"measured on this {jax.devices()[0].device_kind}")
+
+
+def test_goodput_says_where_the_time_went(clock):
+    goodput = Goodput()
+    clock.now += 5.0  # building
+    with goodput.spent_on("compiling"):
+        clock.now += 10.0
+    with goodput.spent_on("steps"):
+        clock.now += 80.0
+        goodput.add("data", 3.0)  # of these 80
+        with goodput.spent_on("saving"):
+            clock.now += 2.0
+    assert goodput.seconds == {
+        "steps": 77.0,
+        "compiling": 10.0,
+        "data": 3.0,
+        "saving": 2.0,
+        "evaluating": 0.0,
+    }
+    clock.now += 3.0
+    # 77 of 100 seconds; 5 before and 3 after belong to nothing.
+    line = "steps 1:17, compiling 10 s, data 3 s, saving 2 s, evaluating 0 s, other 8 s"
+    assert goodput.line(0, 0) == f"goodput 77 %: {line}"
+    assert goodput.line(1, 20).endswith("; 1 restart, 20 steps done again")
+    assert goodput.line(2, 1).endswith("; 2 restarts, 1 step done again")
+
+
+def test_time_of_a_context_that_fails_is_counted(clock):
+    goodput = Goodput()
+
+    @goodput.spent_on("steps")
+    def fail():
+        clock.now += 4.0
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert goodput.seconds["steps"] == 4.0
+
+
+def test_goodput_hears_of_stalls_and_of_what_a_window_leaves_out(clock):
+    throughput = Throughput(10, 1, 1.0)
+    throughput.step(0.5)
+    with throughput.excluded("saving"):
+        clock.now += 2.0
+    assert throughput.goodput.seconds["data"] == 0.5
+    assert throughput.goodput.seconds["saving"] == 2.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from mae_jax.train.checkpoint import Checkpoints, abstract_state
 from mae_jax.train.loop import Cadence, NonFiniteError
 from mae_jax.train.metrics import Throughput
 from mae_jax.train.optimizer import adamw
+from mae_jax.train.signals import StopRequest
 from mae_jax.train.state import TrainState
 from mae_jax.train.step import train_step
 from mae_jax.train.writers import Console
@@ -90,7 +90,7 @@ class Program:
                 writer=writer,
                 console=Console(STEPS, first),
                 throughput=Throughput(4, 1, 1.0),
-                stop=SimpleNamespace(name=None),
+                stop=StopRequest(),
             )
         return self.newest(folder), writer.rows
 

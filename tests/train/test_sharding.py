@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from mae_jax.train.step import train_step
 from mae_jax.types import Rng
 
 BATCH_SIZE, STEPS, SEED, RATE = 32, 10, 4, 1e-3
-LAYOUTS = [(8, 1, 1), (4, 2, 4), (1, 8, 1)]
+LAYOUTS = [(8, 1, 1), (2, 4, 4), (1, 8, 1)]
 """Data, fsdp, accumulation."""
 OPTIMIZER = adamw(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.05)
 
@@ -267,3 +268,35 @@ def test_fsdp_makes_the_state_of_a_device_smaller(one_device, layout):
         # Every matrix of the tiny model can be divided by 8.
         assert bytes_on(device, run.state) == vectors + (whole - vectors) // fsdp
     assert vectors < 0.15 * whole
+
+
+def test_tree_that_is_held_in_full_is_put_where_its_shardings_say():
+    mesh = sharding.make_mesh(2, 4)
+    tree = {"kernel": np.arange(32.0, dtype=np.float32).reshape(8, 4), "bias": jnp.arange(3)}
+    where = sharding.state_sharding(tree, mesh)
+    placed = sharding.put_tree(tree, where)
+    for name, leaf in placed.items():
+        assert leaf.sharding == where[name]
+        assert leaf.dtype == tree[name].dtype
+        np.testing.assert_array_equal(np.asarray(leaf), tree[name])
+    assert placed["kernel"].addressable_shards[0].data.shape == (2, 4)
+
+
+def test_state_that_does_not_fit_a_device_is_refused_where_its_size_is_known():
+    def device(stats):
+        return SimpleNamespace(memory_stats=lambda: stats, device_kind="toy")
+
+    sharding.check_memory(2**40, device(None))  # a CPU does not say
+    sharding.check_memory(2**30, device({"bytes_limit": 2**30}))
+    with pytest.raises(ConfigError) as refusal:
+        sharding.check_memory(3 * 2**30, device({"bytes_limit": 2**30}))
+    assert str(refusal.value).startswith(
+        "run.mesh.fsdp: expected a state that fits the 1.000 GiB of a toy, got 3.000 GiB per device"
+    )
+
+
+def test_devices_of_a_process_stand_together(monkeypatch):
+    """As rows of a batch do; a TPU numbers its chips by where they are."""
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices[::-1])
+    assert sharding.make_mesh(-1, 2).devices.ravel().tolist() == devices
