@@ -270,7 +270,7 @@ def test_a_folder_without_a_checkpoint_is_refused_and_left_alone(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     assert "got no checkpoint" in refusal(tmp_path)
     (tmp_path / "checkpoints" / "5" / "params").mkdir(parents=True)
-    assert "is no checkpoint of this program" in refusal(tmp_path / "checkpoints" / "5")
+    assert "it has no item 'meta'" in refusal(tmp_path / "checkpoints" / "5")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["5", "checkpoints", "params"]
 
 
