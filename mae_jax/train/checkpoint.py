@@ -9,13 +9,13 @@ what is read is compared with its checksums.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import logging
 import os
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from mae_jax.errors import ConfigError
-from mae_jax.train import checksums
+from mae_jax.train import checksums, quiet
 from mae_jax.train.state import TrainState
 from mae_jax.types import Params
 
@@ -35,21 +35,7 @@ CHECKSUMS = "checksums"
 ITEMS = (*ARRAYS, *TEXTS, CHECKSUMS)
 
 
-# What Orbax says of an error, hundreds of lines, goes here and not to the console.
-_LOG = logging.getLogger("mae_jax.orbax")
-_LOG.addHandler(logging.NullHandler())
-_LOG.propagate = False
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """Return whether a record may go on; those of Orbax are handed to the logger above."""
-    if os.path.join("orbax", "checkpoint") not in record.pathname:
-        return True
-    _LOG.handle(record)
-    return False
-
-
-logging.getLogger("absl").addFilter(_not_of_orbax)
+_T = TypeVar("_T")
 
 
 class StepError(ConfigError):
@@ -369,8 +355,10 @@ class Checkpoints:
 
     def _noted(self, step: int, item: str) -> Any:
         """Return shapes and dtypes of an item as Orbax has noted them, without a look at a file."""
-        with self._reading(step, item):
-            return ocp.StandardCheckpointHandler().metadata(self.path(step) / item).tree
+        path = self.path(step) / item
+        return self._by_orbax(
+            step, item, lambda: ocp.StandardCheckpointHandler().metadata(path).tree
+        )
 
     def _read_arrays(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
         """Restore items by name, each like its target, without a look at their checksums.
@@ -388,10 +376,12 @@ class Checkpoints:
                 record.kinds(item) if record else checksums.kinds({item: self._noted(step, item)})
             )
             self._refuse_others(step, saved, checksums.kinds({item: target}))
-            with self._reading(step, item):
-                restored[item] = ocp.StandardCheckpointHandler().restore(
-                    self.path(step) / item, args=ocp.args.StandardRestore(target)
-                )
+            read = functools.partial(
+                ocp.StandardCheckpointHandler().restore,
+                self.path(step) / item,
+                args=ocp.args.StandardRestore(target),
+            )
+            restored[item] = self._by_orbax(step, item, read)
         return restored
 
     def _refuse_others(self, step: int, saved: dict[str, str], wanted: dict[str, str]) -> None:
@@ -401,14 +391,16 @@ class Checkpoints:
             if expected != got:
                 raise StepError(self.path(step), f"{name}: expected {expected}, got {got}")
 
-    @contextlib.contextmanager
-    def _reading(self, step: int, item: str) -> Iterator[None]:
-        """Turn whatever Orbax raises into one line."""
+    def _by_orbax(self, step: int, item: str, read: Callable[[], _T]) -> _T:
+        """Return `read()`; whatever it raises becomes one line, and all else goes to the logger."""
         try:
-            yield
+            return read()
         except Exception as error:
+            quiet.after_a_failed_read()
+            quiet.LOG.exception("%s of %s cannot be read", item, self.path(step))
             reason = f"{item} cannot be read: {_first_line(error)}"
-            raise StepError(self.path(step), reason) from error
+        # Not from the error: it would keep in memory what was read so far.
+        raise StepError(self.path(step), reason)
 
     def _compare(self, step: int, restored: dict[str, Any]) -> None:
         """Raise if arrays are not as they were saved; of shared arrays all processes call this."""

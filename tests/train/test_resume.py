@@ -30,7 +30,8 @@ def opened(folder: Path, **options: Any) -> Iterator[Checkpoints]:
 
 def state_at(step: int, width: int = 5) -> TrainState:
     """Return a state all of whose arrays depend on the step, with an average and statistics."""
-    params = {"encoder": {"kernel": jnp.arange(4.0 * width).reshape(4, width) + step}}
+    kernel = jnp.sin(jnp.arange(400.0 * width).reshape(400, width) + step)
+    params = {"encoder": {"kernel": kernel}}
     extra = {"batch_stats": {"mean": jnp.arange(3.0) - step}}
     state = TrainState.create(params, extra, optax.sgd(0.1, momentum=0.9), averaged=True)
     return state.replace(step=jnp.asarray(step, jnp.int32))
@@ -233,7 +234,9 @@ def test_another_model_is_refused_and_nothing_is_touched(folder):
     before = contents(folder)
     with opened(folder) as checkpoints, pytest.raises(ConfigError) as caught:
         restore_newest(checkpoints, target(width=6))
-    reason = "params/encoder/kernel: expected float32[4,6], got float32[4,5]; nor any older step"
+    reason = (
+        "params/encoder/kernel: expected float32[400,6], got float32[400,5]; nor any older step"
+    )
     assert str(caught.value) == f"cannot restore {folder / '30'}: {reason}"
     assert contents(folder) == before
 
@@ -270,3 +273,62 @@ def test_average_that_was_lost_is_not_replaced_by_the_parameters(folder):
         assert checkpoints.has_average(30)
         with pytest.raises(ConfigError, match="it has no item 'ema'"):
             checkpoints.restore_params(30, target().params, averaged=True)
+
+
+def flip_bit(path: Path, position: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[position % len(raw)] ^= 1 << position % 8
+    path.write_bytes(raw)
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "removed": Path.unlink,
+    "cut": cut_in_half,
+    "first bit": lambda path: flip_bit(path, 0),
+    "bit near the start": lambda path: flip_bit(path, 45),
+    "bit in the middle": lambda path: flip_bit(path, path.stat().st_size // 2),
+    "bit near the end": lambda path: flip_bit(path, -10),
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in ("cut", "bit in the middle") else pytest.mark.slow)
+        for kind in DAMAGES
+    ],
+)
+def test_no_damage_to_any_file_gives_wrong_numbers_or_a_silent_restart(folder, kind, capfd):
+    # Each file of the newest step, one after the other; 6 kinds of damage to 40 files or so.
+    files = sorted(path for path in (folder / "30").rglob("*") if path.is_file())
+    assert len(files) >= 30
+    outcomes: dict[str, int] = {}
+    for path in files:
+        original = path.read_bytes()
+        DAMAGES[kind](path)
+        assert not path.exists() or path.read_bytes() != original
+        with opened(folder) as checkpoints:
+            resumed = restore_newest(checkpoints, target())
+        assert resumed is not None, path
+        outcomes[str(path.relative_to(folder / "30"))] = resumed.step
+        assert_is_step(resumed.state, resumed.step)
+        assert resumed.data == {"next_step": resumed.step, "fingerprint": "f"}
+        if resumed.step == 20:
+            (note,) = resumed.notes
+            assert note.startswith("skipped step 30: ")
+            assert note.endswith("; kept as 30.refused")
+            assert "\n" not in note
+            (folder / "30.refused").rename(folder / "30")
+        else:
+            assert (resumed.step, resumed.notes) == (30, [])
+        path.write_bytes(original)
+    noticed = [name for name, step in outcomes.items() if step == 20]
+    # What holds the numbers, of which each item has some, and what is said of them.
+    for item in ("params", "ema", "extra", "train", "data", "meta", "checksums"):
+        assert any(name.startswith(f"{item}/") for name in noticed), item
+    assert capfd.readouterr().err == ""
+    print(f"{kind}: {len(files)} files, {len(noticed)} noticed")
