@@ -353,9 +353,15 @@ class Checkpoints:
             count += len(jax.tree.leaves(restored))
         return count
 
+    def _item_path(self, step: int, item: str) -> epath.Path:
+        path = self.path(step) / item
+        if not path.exists():
+            raise StepError(self.path(step), f"it has no item {item!r}")
+        return path
+
     def _noted(self, step: int, item: str) -> Any:
         """Return shapes and dtypes of an item as Orbax has noted them, without a look at a file."""
-        path = self.path(step) / item
+        path = self._item_path(step, item)
         return self._by_orbax(
             step, item, lambda: ocp.StandardCheckpointHandler().metadata(path).tree
         )
@@ -369,8 +375,7 @@ class Checkpoints:
         record = self._record(step)
         restored = {}
         for item, target in targets.items():
-            if not (self.path(step) / item).exists():
-                raise StepError(self.path(step), f"it has no item {item!r}")
+            path = self._item_path(step, item)
             # Compared here, for Orbax casts to another dtype without a word.
             saved = (
                 record.kinds(item) if record else checksums.kinds({item: self._noted(step, item)})
@@ -378,7 +383,7 @@ class Checkpoints:
             self._refuse_others(step, saved, checksums.kinds({item: target}))
             read = functools.partial(
                 ocp.StandardCheckpointHandler().restore,
-                self.path(step) / item,
+                path,
                 args=ocp.args.StandardRestore(target),
             )
             restored[item] = self._by_orbax(step, item, read)
