@@ -65,7 +65,7 @@ LIGHT = (
     *("main", "flags", "request", "config", "recipes", "errors", "tools/__init__"),
     *("tools/family_table", "tools/bench"),
     *("tools/visualize", "tools/extract_features", "tools/export", "tools/convert_checkpoint"),
-    "tools/prepare_data",
+    *("tools/prepare_data", "tools/checkpoints"),
 )
 
 
