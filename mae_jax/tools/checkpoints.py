@@ -9,9 +9,11 @@ here, without jax or flax, so that a typo is answered at once.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
+from mae_jax.errors import ConfigError
 from mae_jax.flags import Parser, exit_status
 
 ACTIONS = ("ls", "verify")
@@ -26,12 +28,32 @@ def make_parser() -> Parser:
         epilog="Exit status: 0 all good; 1 verify has found damage; 2 a mistake in the command.",
         allow_abbrev=False,
     )
-    parser.add_argument("action", choices=ACTIONS, help="what to do")
+    # Not required by argparse, which would say so before it names a flag that is misspelt.
+    parser.add_argument("action", choices=ACTIONS, nargs="?", help="what to do")
     parser.add_argument(
-        "directory", metavar="DIR", help="a work folder, its checkpoints, or its best; a bucket too"
+        "directory",
+        metavar="DIR",
+        nargs="?",
+        help="a work folder, its checkpoints, or its best; a bucket too",
     )
     parser.add_argument("--step", type=int, metavar="N", help="verify this step alone")
     return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the flags.
+
+    Raises:
+      ConfigError: if a flag is unknown, or an argument is missing or has a value that cannot be.
+    """
+    flags = make_parser().parse(argv)
+    if not flags.directory:
+        raise ConfigError(
+            f"expected {' or '.join(ACTIONS)} and DIR, got {' '.join(argv) or 'none'}"
+        )
+    if flags.action == "ls" and flags.step is not None:
+        raise ConfigError(f"--step={flags.step}: ls lists all steps")
+    return flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
 
     def program() -> int:
-        flags = make_parser().parse(argv)
+        flags = parse(argv)
         from mae_jax.tools import saved_steps  # imports jax
 
         if flags.action == "ls":

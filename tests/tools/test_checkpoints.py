@@ -121,7 +121,9 @@ def test_nothing_is_changed(workdir, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["ls"], "DIR"),
+        ([], "error: expected ls or verify and DIR, got none"),
+        (["ls"], "error: expected ls or verify and DIR, got ls"),
+        (["ls", ".", "--step=3"], "--step=3: ls lists all steps"),
         (["list", "."], "choose from"),
         (["verify", "nowhere"], "DIR: expected a folder of checkpoints, got nowhere"),
         (["verify", "."], "DIR: expected a folder of checkpoints, got none in ."),
