@@ -108,8 +108,7 @@ def test_lock_of_a_process_that_has_ended_unnoticed_is_taken_over_at_once(tmp_pa
         with pytest.raises(ConfigError, match=f"process {process.pid}"), FolderLock(tmp_path):
             pass
         process.kill()
-        while lock._started(process.pid) is not None:  # a zombie: nobody has waited for it
-            time.sleep(0.01)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie from now on
         with FolderLock(tmp_path) as held:
             assert f"process {process.pid} on" in held.note
     finally:
@@ -182,6 +181,15 @@ def test_of_many_at_once_one_gets_it(tmp_path, monkeypatch, stale):
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(attempt, range(8))) == [False] * 7 + [True]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_that_take_over_the_first_gives_way(tmp_path, monkeypatch):
+    write(tmp_path, host="elsewhere", heartbeat=0.0)
+    # The other one, which found the same old lock, writes its own a moment later.
+    monkeypatch.setattr(time, "sleep", lambda seconds: write(tmp_path, pid=12, host="there"))
+    with pytest.raises(ConfigError, match="now that of process 12 on there"), FolderLock(tmp_path):
+        pass
+    assert found(tmp_path)["pid"] == 12
 
 
 def test_other_processes_of_a_run_do_nothing(tmp_path):
