@@ -27,10 +27,12 @@ from mae_jax.tasks.finetune import FinetuneTask
 from mae_jax.tasks.pretrain import PretrainTask
 from mae_jax.train import compiler, metrics, sharding
 from mae_jax.train.best import BestCheckpoint
-from mae_jax.train.checkpoint import Checkpoints, abstract_state
+from mae_jax.train.checkpoint import Checkpoints, SaveError, abstract_state
+from mae_jax.train.lock import FolderLock
 from mae_jax.train.loop import Cadence, NonFiniteError, StepFn, train
 from mae_jax.train.partition import merge, select
 from mae_jax.train.profile import ProfiledStep
+from mae_jax.train.resume import Resumed, newest_meta, restore_newest
 from mae_jax.train.signals import StopRequest
 from mae_jax.train.state import TrainState
 from mae_jax.train.step import Schedule
@@ -107,7 +109,8 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
     """Carry out a run, in every process of its job alike.
 
     Returns:
-      The exit status: 0 finished, 75 stopped and saved, 1 stopped because it diverged.
+      The exit status: 0 finished, 75 stopped and saved, 1 stopped because it diverged or because
+      a step could not be saved.
 
     Raises:
       ConfigError: for a mistake in configuration or data; nearly always before anything is
@@ -120,7 +123,7 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
     folder = epath.Path(request.workdir)
     fingerprint = parts.sources[0].fingerprint()  # once: of a million files it takes a while
     job.agree(_data_facts(parts, fingerprint, folder))
-    is_new = _refuse_changes(folder, config, request) is None
+    is_new = _refuse_changes(folder, config, request)
     given = _given(config.init_from, parts) if is_new else None
     # None makes the folder before all have looked into it: Orbax would wait for them elsewhere.
     job.agree({"init_from": given and given[1]})
@@ -132,7 +135,12 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
     # Closed whatever happens, so that a save under way is completed.
     with contextlib.ExitStack() as closing:
         stop = closing.enter_context(job.stop_request())
-        checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
+        is_first_process = jax.process_index() == 0
+        lock = closing.enter_context(FolderLock(folder, active=is_first_process))
+        job.agree({})  # the others learn here that the first was refused the folder
+        checkpoints = Checkpoints(
+            folder / "checkpoints", keep=config.run.keep_checkpoints, before_save=lock.check
+        )
         closing.callback(checkpoints.close)
         best = None
         if config.task == "finetune":
@@ -140,19 +148,25 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
             closing.callback(best.close)
             if is_new:
                 best.forget()
+        # After all that is to be closed: where it ends the process, nothing waits for the others.
         closing.enter_context(job.guard())
-        first = checkpoints.latest_step() or 0
-        is_first_process = jax.process_index() == 0
+        resumed = restore_newest(checkpoints, parts.target)
+        first = 0 if resumed is None else resumed.step
         console = Console(parts.total_steps, first, quiet=not is_first_process)
         peak = metrics.peak_flops(list(parts.mesh.devices.flat))
         rows = build.rows_of(config, parts.readers[0])
         throughput = metrics.Throughput(rows, parts.task.step_flops(), peak[0], goodput)
         for line in _summary(config, request, parts, peak):
             console.say(line)
-        state = _start(parts, checkpoints, fingerprint, given, console)
-        job.agree({"resume step": int(state.step)}, last=True)
+        if lock.note:
+            console.say(lock.note)
+        state = _start(parts, resumed, fingerprint, given, console)
+        job.agree({"resume step": first}, last=True)
         if is_first_process:
             (folder / "config.json").write_text(configs.to_json(config))
+        last_step = max(first, min(parts.total_steps, request.stop_at_step or parts.total_steps))
+        if first < last_step:
+            checkpoints.require_space(parts.target)
         with goodput.spent_on("compiling"):
             compiled = _compile(parts, config)
         console.say(_memory(compiled))
@@ -166,7 +180,6 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
         batches = build.build_batches(
             config, parts.sources[0], parts.readers[0], start_step=first, mesh=parts.mesh
         )
-        last_step = max(first, min(parts.total_steps, request.stop_at_step or parts.total_steps))
         try:
             step = goodput.spent_on("steps")(train)(
                 state,
@@ -195,6 +208,10 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
         except NonFiniteError as error:
             console.close()
             return _diverged(console, request, error)
+        except SaveError as error:
+            console.close()
+            console.say(f"stopped: {error}")
+            return FAILED
         console.close()
         if step > first:
             beat = writer.heartbeat
@@ -216,22 +233,22 @@ def _data_facts(parts: Parts, fingerprint: str, folder: epath.Path) -> dict[str,
 
 def _start(
     parts: Parts,
-    checkpoints: Checkpoints,
+    resumed: Resumed | None,
     fingerprint: str,
     given: tuple[Params, str] | None,
     console: Console,
 ) -> TrainState:
-    """Return the newest state saved, or a fresh one or one with weights from elsewhere; say which.
+    """Return the state that was restored, or a fresh one or one with weights from elsewhere.
 
-    A state that is saved wins over what `_given` has returned: the same command resumes.
+    Says which. What is saved wins over what `_given` has returned: the same command resumes.
     """
-    newest = checkpoints.latest_step()
-    if newest is not None:
-        state = checkpoints.restore(newest, parts.target)
-        if checkpoints.read_json(newest, "data")["fingerprint"] != fingerprint:
+    if resumed is not None:
+        for note in resumed.notes:
+            console.say(note)
+        if resumed.data["fingerprint"] != fingerprint:
             console.say("note: the training data are not those of the checkpoint")
-        console.say(f"resumed from step {newest}")
-        return state
+        console.say(f"resumed from step {resumed.step}")
+        return resumed.state
     state = jax.jit(parts.init, out_shardings=_shardings(parts.target))()
     if given is None:
         console.say("started from scratch")
@@ -317,17 +334,19 @@ def _compile(parts: Parts, config: ConfigDict) -> jax.stages.Compiled:
     return compiler.compile_step(lowered, platform, remat=config.run.remat != "none")
 
 
-def _refuse_changes(folder: epath.Path, config: ConfigDict, request: Request) -> int | None:
-    """Compare the configuration with the one of the newest checkpoint; return its step, if any."""
+def _refuse_changes(folder: epath.Path, config: ConfigDict, request: Request) -> bool:
+    """Compare the configuration with that of the newest checkpoint; return whether there is none.
+
+    Of one whose configuration is damaged, with that of the one before.
+    """
     if not (folder / "checkpoints").exists():
-        return None
+        return True
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    latest = checkpoints.latest_step()
-    stored = None if latest is None else checkpoints.read_json(latest, "meta")["config"]
+    steps, stored = checkpoints.steps(), newest_meta(checkpoints)
     checkpoints.close()
     if stored is not None:
-        configs.refuse_changes(stored, config, request.allow_change, str(folder))
-    return latest
+        configs.refuse_changes(stored["config"], config, request.allow_change, str(folder))
+    return not steps
 
 
 def _summary(

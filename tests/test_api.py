@@ -270,8 +270,25 @@ def test_a_folder_without_a_checkpoint_is_refused_and_left_alone(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     assert "got no checkpoint" in refusal(tmp_path)
     (tmp_path / "checkpoints" / "5" / "params").mkdir(parents=True)
-    assert "is no checkpoint of this program" in refusal(tmp_path / "checkpoints" / "5")
+    assert "it has no item 'meta'" in refusal(tmp_path / "checkpoints" / "5")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["5", "checkpoints", "params"]
+
+
+def test_damaged_parameters_are_refused_and_an_older_step_can_be_named(tmp_path):
+    workdir = write_checkpoint(tmp_path, tiny_config(), steps=(3, 5))
+    for pattern in ("d/*", "ocdbt.process_*/d/*"):
+        for path in (tmp_path / "checkpoints" / "5" / "params").glob(pattern):
+            raw = bytearray(path.read_bytes())
+            raw[len(raw) // 2] ^= 1
+            path.write_bytes(raw)
+    assert f"cannot restore {tmp_path}/checkpoints/5: params" in refusal(workdir)
+    assert api.load(tmp_path / "checkpoints" / "3").step == 3
+
+
+def test_an_average_that_was_lost_is_refused_and_not_replaced(tmp_path):
+    workdir = write_checkpoint(tmp_path, tiny_config(), averaged=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "3" / "ema")
+    assert refusal(workdir).endswith("checkpoints/3: it has no item 'ema'")
 
 
 def test_a_run_without_an_average_has_none_to_give(tmp_path):

@@ -169,7 +169,7 @@ def test_another_experiment_in_the_same_folder_is_refused(case):
 def test_a_checkpoint_of_each_task_has_its_items(case):
     case, whole = case
     items = {path.name for path in (whole / "checkpoints" / str(case.steps)).iterdir()}
-    expected = {"params", "train", "data", "meta", *case.items}
+    expected = {"params", "train", "data", "meta", "checksums", *case.items}
     assert {name for name in items if not name.startswith(("_", "commit"))} == expected
 
 

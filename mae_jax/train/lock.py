@@ -1,0 +1,191 @@
+"""One run a folder: a lock with host, process and heartbeat.
+
+Two runs on one folder would both save, and neither would notice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from etils import epath
+
+from mae_jax.errors import ConfigError
+
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0
+SETTLE_SECONDS = 0.5  # for the others that take over the same lock at the same time
+
+
+class FolderLock:
+    """A context in which the file `lock` says that this process works in a folder.
+
+    A thread renews its heartbeat. What a killed run has left is taken over: at once on the host
+    where the process is gone, after `STALE_SECONDS` without a heartbeat elsewhere.
+
+    Args:
+      folder: made if missing; a bucket works.
+      active: False makes everything do nothing (processes other than the first).
+
+    Attributes:
+      note: a line on whose lock was taken over; None: nobody's.
+    """
+
+    def __init__(self, folder: epath.PathLike, *, active: bool = True):
+        self._folder = epath.Path(folder)
+        self._path = self._folder / "lock"
+        self._active = active
+        self._is_local = "://" not in str(folder)
+        self._token = uuid.uuid4().hex
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lock heartbeat", daemon=True)
+        self.note: str | None = None
+
+    def __enter__(self) -> FolderLock:
+        """Take the lock.
+
+        Raises:
+          ConfigError: if a run that is alive has it.
+        """
+        if self._active:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not (self._is_local and self._create()):
+                self._take_over()
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release the lock, if it is still ours."""
+        if self._active:
+            self._released.set()
+            self._thread.join()
+            if self._is_ours():
+                self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise `ConfigError` if another run has taken the lock, as of a process that was frozen.
+
+        To be called before something is saved.
+        """
+        if self._active and not self._is_ours():
+            found = self._read()
+            whose = f"now that of {_owner(found)}" if found else "gone"
+            raise ConfigError(
+                f"{self._folder}: expected to be the only run there, but {self._path} is {whose};"
+                " nothing more is saved"
+            )
+
+    def _create(self) -> bool:
+        """Make the file, if there is none: of two processes that try one succeeds."""
+        try:
+            with Path(self._path).open("x") as file:
+                file.write(self._content())
+        except FileExistsError:
+            return False
+        return True
+
+    def _take_over(self) -> None:
+        found = self._read()
+        if found is not None and _is_alive(found):
+            raise ConfigError(
+                f"{self._folder}: expected a folder that no run works in, got one of"
+                f" {_owner(found)}; if that run is gone, remove {self._path}"
+            )
+        if found is not None:
+            self.note = f"took over the lock of {_owner(found)}, which is gone"
+        self._write()
+        time.sleep(SETTLE_SECONDS)
+        self.check()
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_SECONDS):
+            try:
+                if self._is_ours():
+                    self._write()
+            except OSError:
+                pass  # a full disk, say: the next may succeed; what is saved says so by itself
+
+    def _content(self) -> str:
+        return json.dumps(
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "started": _started(os.getpid()),
+                "heartbeat": time.time(),
+                "token": self._token,
+            }
+        )
+
+    def _write(self) -> None:
+        if not self._is_local:  # one object, there in full or not at all
+            self._path.write_text(self._content())
+            return
+        temporary = self._path.with_name(f"lock.{self._token}")
+        temporary.write_text(self._content())
+        temporary.replace(self._path)
+
+    def _read(self) -> dict[str, Any] | None:
+        """Return what the file says; None: there is none, or none that can be read."""
+        for _ in range(2):
+            try:
+                content = json.loads(self._path.read_text())
+                return content if isinstance(content, dict) else None
+            except FileNotFoundError:
+                return None
+            except ValueError:
+                time.sleep(0.1)  # made, and about to be written
+        return None
+
+    def _is_ours(self) -> bool:
+        return (self._read() or {}).get("token") == self._token
+
+
+def _owner(found: dict[str, Any]) -> str:
+    """Return in words whose lock it is."""
+    age = time.time() - found.get("heartbeat", 0.0)
+    return f"process {found.get('pid')} on {found.get('host')} (heartbeat {age:.0f} s ago)"
+
+
+def _is_alive(found: dict[str, Any]) -> bool:
+    """Return whether the run of a lock can still be alive."""
+    # Clocks may differ, and jump: a heartbeat from far in the future is none either.
+    if abs(time.time() - found.get("heartbeat", 0.0)) >= STALE_SECONDS:
+        return False
+    if found.get("host") != socket.gethostname():
+        return True
+    return _runs(found.get("pid", 0), found.get("started"))
+
+
+def _runs(pid: int, started: str | None) -> bool:
+    """Return whether a process of this host is alive, and not another one with its number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return started is None or _started(pid) == started
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process was started, in ticks since the start of the machine.
+
+    None: it is gone (or ended, and its parent has not noticed), or this is not Linux.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
