@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# A job of SLURM that goes on until the run has finished, over any number of time limits.
+#
+#   sbatch --nodes=4 --time=24:00:00 launch/slurm.sh --config=vit_l --workdir=/shared/runs/vit_l
+#   bash launch/slurm.sh --dry-run --config=vit_l --workdir=/shared/runs/vit_l
+#
+# Submit it in the folder of the clone; options of sbatch on the command line win over those below.
+# The flags are those of `python -m mae_jax.main`. --workdir has to be on a disk that all nodes see.
+# One task a node, with all its GPUs. PYTHON=... is the interpreter that mae_jax is installed for.
+#
+# Two minutes before the limit SLURM sends SIGTERM to the tasks (without "B:", so not to this
+# script); they save and give 75, and the job is put back into the queue. After a node failure SLURM
+# does so itself (--requeue). After a crash the tasks are started again here, by restart.sh.
+#
+#SBATCH --job-name=mae_jax
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-task=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.out
+
+set -euo pipefail
+# SLURM runs a copy of this file, so that its folder says nothing.
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+  ROOT=${SLURM_SUBMIT_DIR:-$PWD}
+else
+  ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+fi
+if [ ! -e "$ROOT/launch/lib.sh" ]; then
+  echo "error: sbatch: expected to be called in the folder of the clone, got $ROOT" >&2
+  exit 2
+fi
+# shellcheck source=lib.sh
+source "$ROOT/launch/lib.sh"
+
+STOPPED=75
+PYTHON=${PYTHON:-python}
+
+dry_run="" flags=()
+for flag in "$@"; do
+  case "$flag" in --dry-run) dry_run=1 ;; *) flags+=("$flag") ;; esac
+done
+workdir_of "${flags[@]+"${flags[@]}"}" >/dev/null
+
+# --kill-on-bad-exit: a task that ends wrongly takes the others with it.
+command=(srun --kill-on-bad-exit=1 "$PYTHON" -m mae_jax.main "${flags[@]}")
+if [ -n "$dry_run" ]; then
+  sed -n 's/^#SBATCH/sbatch/p' "${BASH_SOURCE[0]}"
+  show "${command[@]}"
+  exit
+fi
+[ -n "${SLURM_JOB_ID:-}" ] ||
+  refuse "slurm.sh: expected to be submitted, as in: sbatch launch/slurm.sh --config=... --workdir=..."
+
+# A proxy would catch the connections between the tasks.
+unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY
+
+status=0
+"$ROOT/launch/restart.sh" --exit-when-stopped "${command[@]}" || status=$?
+if [ "$status" -eq $STOPPED ]; then
+  say "stopped and saved; back into the queue"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
