@@ -17,7 +17,6 @@
 # `gcloud storage ls`; where that is not to be had, a run of RESTART_PROGRESS_SECONDS is taken to
 # have committed one.
 #
-#   --exit-when-stopped   do not start again after 75 either (something else does)
 #   RESTART_WAIT=10       seconds before the first restart after a crash
 #   RESTART_MAX_WAIT=300  seconds, at most
 #   RESTART_LIMIT=3       restarts without a new step
@@ -28,11 +27,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 FINISHED=0 USER_MISTAKE=2 STOPPED=75
 
-exit_when_stopped=""
-if [ "${1:-}" = --exit-when-stopped ]; then
-  exit_when_stopped=1
-  shift
-fi
 [ $# -gt 0 ] || refuse "restart.sh: expected a command, got nothing"
 workdir=$(workdir_of "$@")
 wait_seconds=${RESTART_WAIT:-10}
@@ -94,7 +88,6 @@ while :; do
   if [ -n "$stopping" ] || [ "$status" -eq $FINISHED ] || [ "$status" -eq $USER_MISTAKE ]; then
     exit "$status"
   fi
-  if [ "$status" -eq $STOPPED ] && [ -n "$exit_when_stopped" ]; then exit $STOPPED; fi
 
   if committed "$began"; then
     fruitless=0 seconds=$wait_seconds

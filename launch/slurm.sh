@@ -10,7 +10,7 @@
 #
 # Two minutes before the limit SLURM sends SIGTERM to the tasks (without "B:", so not to this
 # script); they save and give 75, and the job is put back into the queue. After a node failure SLURM
-# does so itself (--requeue). After a crash the tasks are started again here, by restart.sh.
+# does so itself (--requeue). After a crash restart.sh starts the tasks again within the job.
 #
 #SBATCH --job-name=mae_jax
 #SBATCH --nodes=2
@@ -37,7 +37,6 @@ fi
 # shellcheck source=lib.sh
 source "$ROOT/launch/lib.sh"
 
-STOPPED=75
 PYTHON=${PYTHON:-python}
 
 dry_run="" flags=()
@@ -46,8 +45,8 @@ for flag in "$@"; do
 done
 workdir_of "${flags[@]+"${flags[@]}"}" >/dev/null
 
-# --kill-on-bad-exit: a task that ends wrongly takes the others with it.
-command=(srun --kill-on-bad-exit=1 "$PYTHON" -m mae_jax.main "${flags[@]}")
+command=("$ROOT/launch/restart.sh" "$ROOT/launch/slurm_step.sh"
+  "$PYTHON" -m mae_jax.main "${flags[@]}")
 if [ -n "$dry_run" ]; then
   sed -n 's/^#SBATCH/sbatch/p' "${BASH_SOURCE[0]}"
   show "${command[@]}"
@@ -59,10 +58,14 @@ fi
 # A proxy would catch the connections between the tasks.
 unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY
 
-status=0
-"$ROOT/launch/restart.sh" --exit-when-stopped "${command[@]}" || status=$?
-if [ "$status" -eq $STOPPED ]; then
+# Begins the names of notes from the tasks: beside the output, so on a disk that all nodes see.
+export MARK=$PWD/slurm-$SLURM_JOB_ID
+status=0 stopped=""
+"${command[@]}" || status=$?
+if [ "$status" -eq 0 ] && [ -e "$MARK.75" ]; then stopped=1; fi
+rm -f "$MARK.2" "$MARK.75"
+if [ -n "$stopped" ]; then
   say "stopped and saved; back into the queue"
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$SLURM_JOB_ID" # which ends this script
 fi
 exit "$status"

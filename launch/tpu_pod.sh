@@ -91,9 +91,11 @@ check_settings() {
 }
 
 check_flags() {
+  local workdir
   case "$what" in
     start | watch)
-      case "$(workdir_of "${flags[@]+"${flags[@]}"}")" in
+      workdir=$(workdir_of "${flags[@]+"${flags[@]}"}")
+      case "$workdir" in
         gs://*) ;;
         *) refuse "--workdir: expected a bucket (gs://...), for the workers share no disk" ;;
       esac
