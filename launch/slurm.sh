@@ -6,7 +6,8 @@
 #
 # Submit it in the folder of the clone; options of sbatch on the command line win over those below.
 # The flags are those of `python -m mae_jax.main`. --workdir has to be on a disk that all nodes see.
-# One task a node, with all its GPUs. PYTHON=... is the interpreter that mae_jax is installed for.
+# One task a GPU, which is how JAX deals GPUs out on SLURM: each task sees all of its node (--gpu-bind)
+# and takes the one of its number. PYTHON=... is the interpreter that mae_jax is installed for.
 #
 # Two minutes before the limit SLURM sends SIGTERM to the tasks (without "B:", so not to this
 # script); they save and give 75, and the job is put back into the queue. After a node failure SLURM
@@ -14,9 +15,10 @@
 #
 #SBATCH --job-name=mae_jax
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-task=8
-#SBATCH --cpus-per-task=64
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-task=1
+#SBATCH --gpu-bind=none
+#SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@120
 #SBATCH --requeue

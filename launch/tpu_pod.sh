@@ -23,6 +23,7 @@
 #   --version=   TPU_VERSION   runtime version; that of the type, if not given
 #   --project=   TPU_PROJECT   that of gcloud, if not given
 #   --network=   TPU_NETWORK   `default`, if not given
+#   --data=      TPU_DATA      bucket (gs://NAME) that setup and watch make /mnt/data, read-only
 #   --spot       TPU_SPOT=1    cheaper, and taken away at any time
 #                TPU_POLL=60   seconds between two looks of `watch`
 #
@@ -40,6 +41,7 @@ what=${1:-}
 if [ $# -gt 0 ]; then shift; fi
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} type=${TPU_TYPE:-} version=${TPU_VERSION:-}
 project=${TPU_PROJECT:-} network=${TPU_NETWORK:-} spot=${TPU_SPOT:-} poll=${TPU_POLL:-60}
+data=${TPU_DATA:-}
 dry_run="" flags=()
 for flag in "$@"; do
   case "$flag" in
@@ -49,6 +51,7 @@ for flag in "$@"; do
     --version=*) version=${flag#*=} ;;
     --project=*) project=${flag#*=} ;;
     --network=*) network=${flag#*=} ;;
+    --data=*) data=${flag#*=} ;;
     --spot) spot=1 ;;
     --dry-run) dry_run=1 ;;
     *) flags+=("$flag") ;;
@@ -86,6 +89,8 @@ check_settings() {
   esac
   if [ -n "$project" ]; then check project "$project" "a project"; fi
   if [ -n "$network" ]; then check network "$network" "a network"; fi
+  data=${data#gs://}
+  if [ -n "$data" ]; then check data "$data" "a bucket, as gs://NAME"; fi
   place=("--zone=$zone")
   if [ -n "$project" ]; then place+=("--project=$project"); fi
 }
@@ -148,7 +153,8 @@ setup() {
     --output="$archive" HEAD &&
     run gcloud compute tpus tpu-vm scp "$archive" "$name:mae_jax.tar.gz" "${place[@]}" \
       --worker=all &&
-    on_workers "tar -xzf mae_jax.tar.gz && bash mae_jax/launch/tpu_worker.sh setup" || status=$?
+    on_workers "tar -xzf mae_jax.tar.gz && bash mae_jax/launch/tpu_worker.sh setup${data:+ $data}" ||
+    status=$?
   if [ -z "$dry_run" ]; then rm -rf "$folder"; fi
   return "$status"
 }

@@ -17,6 +17,7 @@ JOBSET = LAUNCH / "gke_jobset.yaml"
 GPU = LAUNCH / "kubernetes_gpu.yaml"
 MANIFESTS = pytest.mark.parametrize("manifest", [JOBSET, GPU], ids=lambda path: path.stem)
 IMAGE = "IMAGE=europe-docker.pkg.dev/lab/images/mae_jax:1"
+NEEDED = {JOBSET: (IMAGE, "DATA_BUCKET=lab-data"), GPU: (IMAGE, "CLAIM=lab-disk")}
 FLAGS = ("--config=vit_l", "--workdir=gs://bucket/run")
 ODD = '--config.data.path=/it\'s "here" $(HOME) $HOME C:\\new & @FLAGS@ é'
 # What jobset.x-k8s.io/v1alpha2 has on its outer levels and we use.
@@ -28,7 +29,7 @@ REPLICATED_JOB_KEYS = {"name", "replicas", "template"}
 
 
 def rendered(stage, manifest, *arguments: str) -> list[dict[str, Any]]:
-    ended = stage.run(RENDER, manifest, IMAGE, *FLAGS, *arguments)
+    ended = stage.run(RENDER, manifest, *NEEDED[manifest], *FLAGS, *arguments)
     assert (ended.returncode, ended.stderr) == (0, "")
     return list(yaml.safe_load_all(ended.stdout))
 
@@ -143,6 +144,14 @@ def test_a_slice_of_tpus_is_asked_for(stage):
     }
 
 
+@MANIFESTS
+def test_each_volume_that_is_mounted_is_there(stage, manifest):
+    documents = rendered(stage, manifest)
+    mounted = {mount["name"] for mount in container_of(documents)["volumeMounts"]}
+    volumes = job_of(documents)["spec"]["template"]["spec"]["volumes"]
+    assert mounted == {volume["name"] for volume in volumes}
+
+
 def test_gpu_pods_find_their_coordinator(stage):
     service, job = rendered(stage, GPU, "NAME=run-7", "HOSTS=3", "PORT=4321", "GPUS=4")
     container = container_of([service, job])
@@ -154,6 +163,9 @@ def test_gpu_pods_find_their_coordinator(stage):
     assert job["metadata"]["name"] == "run-7"
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": "run-7"}
+    # Pod 0 listens on its own address alone. A variable has to stand before what names it.
+    assert variables["MAE_JAX_COORDINATOR_BIND_ADDRESS"] == "$(POD_IP):4321"
+    assert list(variables).index("POD_IP") < list(variables).index("MAE_JAX_COORDINATOR_BIND_ADDRESS")
     assert variables["MAE_JAX_NUM_PROCESSES"] == "3"
     assert variables["MAE_JAX_PROCESS_ID"] == {
         "fieldRef": {
@@ -164,7 +176,7 @@ def test_gpu_pods_find_their_coordinator(stage):
 
 @MANIFESTS
 def test_the_manifest_is_as_before(stage, manifest):
-    ended = stage.run(RENDER, manifest, IMAGE, "NAME=null", *FLAGS, ODD)
+    ended = stage.run(RENDER, manifest, *NEEDED[manifest], "NAME=null", *FLAGS, ODD)
     check_golden(manifest.name, ended.stdout)
     (*_, last) = yaml.safe_load_all(ended.stdout)
     assert last["metadata"]["name"] == "null"  # not nothing
@@ -187,7 +199,7 @@ def test_the_manifest_is_as_before(stage, manifest):
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line(stage, arguments, message):
-    ended = stage.run(RENDER, GPU, IMAGE, *FLAGS, *arguments)
+    ended = stage.run(RENDER, GPU, *NEEDED[GPU], *FLAGS, *arguments)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {message}")
     assert ended.stderr.count("\n") == 1
@@ -195,17 +207,17 @@ def test_a_wrong_setting_is_refused_in_one_line(stage, arguments, message):
 
 def test_what_is_missing_is_named(stage):
     assert "IMAGE: expected" in stage.run(RENDER, GPU, *FLAGS).stderr
-    assert "--workdir: expected" in stage.run(RENDER, GPU, IMAGE, "--config=vit_l").stderr
+    assert "--workdir: expected" in stage.run(RENDER, GPU, *NEEDED[GPU], "--config=vit_l").stderr
     ended = stage.run(RENDER, "nothing.yaml")
     assert ended.stderr == "error: render.sh: expected a manifest of launch/, got 'nothing.yaml'\n"
 
 
 def test_it_is_applied_through_a_pipe(stage):
     pipe = 'set -o pipefail; "$@" | kubectl apply -f -'
-    ended = stage.run("bash", "-c", pipe, "_", RENDER, GPU, IMAGE, *FLAGS)
+    ended = stage.run("bash", "-c", pipe, "_", RENDER, GPU, *NEEDED[GPU], *FLAGS)
     assert ended.returncode == 0
     applied = (stage.folder / "applied.yaml").read_text()
-    assert applied == stage.run(RENDER, GPU, IMAGE, *FLAGS).stdout
-    ended = stage.run("bash", "-c", pipe, "_", RENDER, GPU, IMAGE, *FLAGS, "NAME=A")
+    assert applied == stage.run(RENDER, GPU, *NEEDED[GPU], *FLAGS).stdout
+    ended = stage.run("bash", "-c", pipe, "_", RENDER, GPU, *NEEDED[GPU], *FLAGS, "NAME=A")
     assert ended.returncode != 0
     assert (stage.folder / "applied.yaml").read_text() == ""

@@ -25,7 +25,7 @@ def verbs(stage) -> list[str]:
         verb = words[3] if words[2:3] == ["queued-resources"] else " ".join(words[2:4])
         if "tpu_worker.sh status" in line or verb == "describe" or words[:2] == ["storage", "ls"]:
             continue
-        asked.append(words[-1] if verb == "tpu-vm ssh" and words[-1] == "setup" else verb)
+        asked.append("setup" if line.endswith("tpu_worker.sh setup") else verb)
     return asked
 
 
@@ -38,6 +38,8 @@ def test_dry_run_shows_each_command(stage, what):
         flags += [*TYPE, "--spot", "--network=net"]
     if what in ("start", "watch"):
         flags += [*FLAGS, ODD]
+    if what in ("setup", "watch"):
+        flags += ["--data=gs://lab-data"]
     ended = stage.run(POD, what, *flags)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert stage.log("gcloud") == []
@@ -82,6 +84,7 @@ def test_the_runtime_version_is_that_of_the_type(stage, accelerator, version):
         (["create", "--name=it's", "--zone=z", *TYPE], "--name: expected up to 63 small letters"),
         (["delete", "--name=mae"], "--zone: expected a zone"),
         (["delete", "--name=mae", "--zone=a b"], "--zone: expected a zone"),
+        (["setup", *PLACE, "--data=gs://a/b"], "--data: expected a bucket, as gs://NAME"),
         (["create", *PLACE], "--type: expected an accelerator type"),
         (["create", *PLACE, "--type=v9-8"], "--version: expected the runtime version of"),
         (["create", *PLACE, *TYPE, "--sopt"], "--sopt: there is no such flag of create"),
@@ -115,6 +118,18 @@ def test_a_pod_is_created_set_up_and_trained_by_hand(stage):
     assert stage.run(POD, "stop", *PLACE).stdout == "state: ended 75\n" * 2
     assert "stopped at step 30" in stage.run(POD, "logs", *PLACE).stdout
     assert [stage.runs(process) for process in range(2)] == [1, 1]
+
+
+def test_the_bucket_with_the_data_is_mounted_and_again_after_a_restart(stage):
+    for process in range(2):
+        stage.plan("exit 0", process=process)
+    assert stage.run(POD, "setup", *PLACE, "--data=gs://lab-data").returncode == 0
+    call = "--implicit-dirs -o ro lab-data /mnt/data"
+    assert stage.log("gcsfuse") == [call] * 2
+    assert stage.run(POD, "start", *PLACE, *FLAGS).returncode == 0
+    assert stage.log("gcsfuse") == [call] * 4  # the stub never mounts anything
+    for process in range(2):
+        stage.wait_for((stage.folder / f"home.{process}/mae_jax_run/status").exists)
 
 
 def test_watch_makes_a_preempted_pod_anew_and_ends_with_the_run(stage):
