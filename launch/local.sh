@@ -76,7 +76,6 @@ trap end_all EXIT
 
 prefix() {
   local line
-  trap '' TERM INT
   while IFS= read -r line || [ -n "$line" ]; do printf '[%s] %s\n' "$1" "$line"; done
 }
 

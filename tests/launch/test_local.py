@@ -98,6 +98,13 @@ def test_nothing_is_left_in_the_folder_of_temporary_files(stage):
     assert not list(stage.folder.glob("tmp.*"))
 
 
+def test_nothing_is_left_when_it_fails_itself(stage):
+    ended = stage.run(LOCAL, "--once", *FLAGS, TMPDIR=str(stage.folder), STUB_PYTHON="false")
+    assert ended.returncode == 1  # no port was found
+    assert stage.runs() == 0
+    assert not list(stage.folder.glob("tmp.*"))
+
+
 def test_dry_run_shows_what_a_shell_would_run(stage):
     odd = ("--config=demo", "--workdir=a 'run'", '--config.data.path=$HOME/"x"', "--config.init_from=")
     ended = stage.run(LOCAL, "--dry-run", "--processes=2", *odd)
