@@ -63,9 +63,9 @@ FORBIDDEN = {
 # Modules that a wrong flag or --help must not load.
 LIGHT = (
     *("main", "flags", "request", "config", "recipes", "errors", "tools/__init__"),
-    *("tools/family_table", "tools/bench", "tools/communication"),
+    *("tools/family_table", "tools/bench"),
     *("tools/visualize", "tools/extract_features", "tools/export", "tools/convert_checkpoint"),
-    "tools/prepare_data",
+    *("tools/prepare_data", "tools/communication"),
 )
 
 
