@@ -1,4 +1,4 @@
-"""A place where launch scripts run with stubs for the programs they call, and nothing outlives it."""
+"""A place where launch scripts run with stubs for the programs they call; nothing outlives it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 HERE = Path(__file__).resolve().parent
 STUBS = HERE / "stubs"
-TIMEOUT = 30  # seconds; a script takes one or two
+TIMEOUT = 60  # seconds; a script takes one or two
 
 
 class Stage:
@@ -116,10 +116,10 @@ def is_alive(pid: int) -> bool:
     return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
-@pytest.fixture()
+@pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     """Return a stage; a program that is alive after the test fails it."""
-    folder = tmp_path / "it's a \"stage\""  # what file names may hold
+    folder = tmp_path / 'it\'s a "stage"'  # what file names may hold
     folder.mkdir()
     made = Stage(folder)
     yield made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 
 import pytest
 
@@ -47,6 +48,9 @@ def test_a_pod_goes_on_after_a_kill_and_stops_at_sigterm(stage):
         JAX_NUM_CPU_DEVICES="2",
     )
     assert running.stdout is not None
+    watchdog = threading.Timer(900, running.kill)  # reading would wait for ever
+    watchdog.daemon = True
+    watchdog.start()
 
     def read_until(part: str) -> None:
         for line in running.stdout:
@@ -67,4 +71,5 @@ def test_a_pod_goes_on_after_a_kill_and_stops_at_sigterm(stage):
     running.send_signal(signal.SIGTERM)
     read_until("everything is saved")
     assert stage.end(running).returncode == 75
+    watchdog.cancel()
     assert not [pid for pid in (*first.values(), *second.values()) if is_alive(pid)]

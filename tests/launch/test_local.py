@@ -106,7 +106,12 @@ def test_nothing_is_left_when_it_fails_itself(stage):
 
 
 def test_dry_run_shows_what_a_shell_would_run(stage):
-    odd = ("--config=demo", "--workdir=a 'run'", '--config.data.path=$HOME/"x"', "--config.init_from=")
+    odd = (
+        "--config=demo",
+        "--workdir=a 'run'",
+        '--config.data.path=$HOME/"x"',
+        "--config.init_from=",
+    )
     ended = stage.run(LOCAL, "--dry-run", "--processes=2", *odd)
     assert ended.returncode == 0
     assert stage.runs() == 0

@@ -157,7 +157,7 @@ def test_gpu_pods_find_their_coordinator(stage):
     container = container_of([service, job])
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 4}}
     variables = {v["name"]: v.get("value", v.get("valueFrom")) for v in container["env"]}
-    # A pod of an Indexed Job is called JOB-INDEX, and found under the service that is its subdomain.
+    # A pod of an Indexed Job is called JOB-INDEX, and found under the service, its subdomain.
     assert variables["MAE_JAX_COORDINATOR_ADDRESS"] == "run-7-0.run-7:4321"
     assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"] == "run-7"
     assert job["metadata"]["name"] == "run-7"
@@ -165,7 +165,9 @@ def test_gpu_pods_find_their_coordinator(stage):
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": "run-7"}
     # Pod 0 listens on its own address alone. A variable has to stand before what names it.
     assert variables["MAE_JAX_COORDINATOR_BIND_ADDRESS"] == "$(POD_IP):4321"
-    assert list(variables).index("POD_IP") < list(variables).index("MAE_JAX_COORDINATOR_BIND_ADDRESS")
+    assert list(variables).index("POD_IP") < list(variables).index(
+        "MAE_JAX_COORDINATOR_BIND_ADDRESS"
+    )
     assert variables["MAE_JAX_NUM_PROCESSES"] == "3"
     assert variables["MAE_JAX_PROCESS_ID"] == {
         "fieldRef": {

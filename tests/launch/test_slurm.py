@@ -13,7 +13,7 @@ SLURM = LAUNCH / "slurm.sh"
 FLAGS = ("--config=vit_l", "--workdir=run")
 
 
-@pytest.fixture()
+@pytest.fixture
 def clone(stage):
     """Return a stage that looks like the folder of a clone."""
     (stage.folder / "launch").symlink_to(LAUNCH)
@@ -92,7 +92,7 @@ def test_sigterm_of_the_tasks_saves_and_puts_the_job_back(clone):
 
 
 def test_odd_names_arrive_and_proxies_do_not(clone):
-    odd = ("--workdir=a 'run'", "--config.data.path=/it's \"here\" $HOME")
+    odd = ("--workdir=a 'run'", '--config.data.path=/it\'s "here" $HOME')
     plans(clone, "exit 0")
     ended = clone.run("sbatch", SLURM, *odd, http_proxy="http://p", HTTPS_PROXY="http://p")
     assert ended.returncode == 0, ended.stderr

@@ -10,7 +10,7 @@ POD = LAUNCH / "tpu_pod.sh"
 PLACE = ("--name=mae", "--zone=us-east5-b")
 TYPE = ("--type=v6e-16",)
 FLAGS = ("--config=vit_l", "--workdir=gs://bucket/run")
-ODD = "--config.data.path=gs://bucket/it's $HOME \"here\""
+ODD = '--config.data.path=gs://bucket/it\'s $HOME "here"'
 
 
 def states(stage, *values: str) -> None:

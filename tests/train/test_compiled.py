@@ -19,7 +19,6 @@ from mae_jax.train import sharding
 from mae_jax.train.checkpoint import abstract_state
 from tests.helpers import SHRINK
 
-
 SMALL = {name: value for name, value in SHRINK.items() if name.startswith("model.")}
 
 
