@@ -11,7 +11,8 @@
 #
 # All other flags are those of `python -m mae_jax.main`; --workdir=DIR is needed. Each line of output
 # begins with the number of its process. When one process ends wrongly the others are killed, and
-# its status is that of all. SIGTERM and Ctrl-C are passed on to all processes, which save.
+# its status is that of all. SIGTERM and Ctrl-C are passed on to all processes, which save; a second
+# Ctrl-C ends them at once.
 
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -58,20 +59,23 @@ if [ -z "$once" ]; then
 fi
 
 set -m # a process group for each process, so that its data workers end with it
-pids=() readers=()
+pids=() readers=() stopping=""
 pipes=$(mktemp -d)
 
 # shellcheck disable=SC2329  # called by the trap
 pass_on() {
-  local pid
-  for pid in "${pids[@]+"${pids[@]}"}"; do kill -TERM "$pid" 2>/dev/null || true; done
+  local pid signal=TERM
+  if [ "$1" = INT ] && [ -n "$stopping" ]; then signal=INT; fi
+  stopping=1
+  for pid in "${pids[@]+"${pids[@]}"}"; do kill "-$signal" "$pid" 2>/dev/null || true; done
 }
 end_all() {
   local pid
   for pid in "${pids[@]+"${pids[@]}"}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
   rm -rf "$pipes"
 }
-trap pass_on TERM INT
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
 trap end_all EXIT
 
 prefix() {

@@ -10,8 +10,9 @@
 #   other  started again after a wait, which doubles; given up when no new step was committed in 3
 #          restarts running
 #
-# SIGTERM and SIGINT are passed on to the command as SIGTERM, and it is not started again. The exit
-# status is the command's last one; 75 if it was stopped between two runs.
+# SIGTERM and SIGINT are passed on to the command as SIGTERM, and it is not started again; a second
+# SIGINT as SIGINT, which ends it at once. The exit status is the command's last one; 75 if it was
+# stopped between two runs.
 #
 # A step is committed when its numbered folder is in WORKDIR/checkpoints. A bucket is listed by
 # `gcloud storage ls`; where that is not to be had, a run of RESTART_PROGRESS_SECONDS is taken to
@@ -40,10 +41,13 @@ set -m
 child="" stopping="" interrupted=""
 
 pass_on() {
+  local signal=TERM
+  if [ "$1" = INT ] && [ -n "$stopping" ]; then signal=INT; fi
   stopping=1 interrupted=1
-  if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null || true; fi
+  if [ -n "$child" ]; then kill "-$signal" "$child" 2>/dev/null || true; fi
 }
-trap pass_on TERM INT
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
 
 # Runs a command; sets `status`. A signal ends `wait`, not the command, which is waited for again.
 run() {

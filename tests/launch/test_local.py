@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
@@ -90,6 +91,21 @@ def test_a_signal_reaches_all_processes_and_they_save(stage, number):
         "[0] stopped at step 30",
         "[1] stopped at step 30",
     ]
+
+
+def test_a_second_interrupt_ends_processes_that_do_not_stop(stage):
+    deaf = "trap '' TERM; trap 'exit 130' INT; echo ready; while :; do sleep 0.05; done"
+    for process in range(2):
+        stage.plan(deaf, process=process)
+    running = stage.begin(LOCAL, "--processes=2", *FLAGS)
+    assert running.stdout is not None
+    assert {running.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        assert running.poll() is None
+        running.send_signal(number)
+        time.sleep(0.3)
+    assert stage.end(running).returncode == 128 + signal.SIGINT
+    assert stage.survivors() == []
 
 
 def test_nothing_is_left_in_the_folder_of_temporary_files(stage):
