@@ -1,0 +1,69 @@
+# What the scripts of this folder share; sourced by them. Runs on bash 3.2 (macOS) as well.
+
+SCRIPT=$(basename "$0")
+
+# Ends the script: the user has to mend something.
+refuse() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+say() {
+  printf '%s: %s\n' "$SCRIPT" "$*" >&2
+}
+
+# Prints a command so that a shell reads it back as it was.
+show() {
+  local word blank=""
+  for word in "$@"; do
+    case "$word" in
+      '' | *[!A-Za-z0-9_./:=@%+,-]*)
+        word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'"
+        ;;
+    esac
+    printf '%s' "$blank$word"
+    blank=" "
+  done
+  echo
+}
+
+# Prints the DIR of --workdir=DIR, the last one given, as `mae_jax.main` takes it.
+workdir_of() {
+  local argument workdir=""
+  for argument in "$@"; do
+    case "$argument" in --workdir=*) workdir=${argument#--workdir=} ;; esac
+  done
+  [ -n "$workdir" ] || refuse "--workdir: expected --workdir=DIR among the flags, got none"
+  # shellcheck disable=SC2088  # the ~ that the shell has left for the program to expand
+  case "$workdir" in "~/"*) workdir=$HOME/${workdir#"~/"} ;; esac
+  printf '%s\n' "$workdir"
+}
+
+# Prints the newest step committed under a work folder, -1 if there is none. Status 1: cannot tell.
+newest_step() {
+  local names name newest=-1
+  case "$1" in
+    gs://*) names=$(bucket_folders "${1%/}/checkpoints/") || return 1 ;;
+    *://*) return 1 ;;
+    *) names=$(ls "$1/checkpoints" 2>/dev/null || true) ;;
+  esac
+  while IFS= read -r name; do
+    name=${name%/}
+    name=${name##*/}
+    # A step that is being saved has a longer name; it gets its number by one rename.
+    case "$name" in '' | *[!0-9]*) continue ;; esac
+    if [ "$name" -gt "$newest" ]; then newest=$name; fi
+  done <<<"$names"
+  printf '%s\n' "$newest"
+}
+
+bucket_folders() {
+  local listed
+  command -v gcloud >/dev/null || return 1
+  if listed=$(gcloud storage ls "$1" 2>&1); then
+    printf '%s\n' "$listed"
+  else
+    # So it says of a folder that is not there yet; anything else is a failure.
+    case "$listed" in *"matched no objects"*) ;; *) return 1 ;; esac
+  fi
+}
