@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from mae_jax.train import sharding
 from mae_jax.train.checkpoint import Checkpoints, abstract_state
 from mae_jax.train.resume import newest_meta, restore_newest
 from mae_jax.train.state import TrainState
+from tests.helpers import ROOT, environment
 
 
 @contextlib.contextmanager
@@ -332,3 +336,38 @@ def test_no_damage_to_any_file_gives_wrong_numbers_or_a_silent_restart(folder, k
         assert any(name.startswith(f"{item}/") for name in noticed), item
     assert capfd.readouterr().err == ""
     print(f"{kind}: {len(files)} files, {len(noticed)} noticed")
+
+
+@pytest.mark.slow
+@pytest.mark.multihost
+def test_all_processes_restore_the_same_step_though_one_alone_finds_damage(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.two_processes", str(port), str(i), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment(),
+            cwd=ROOT,
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    said = [line for output in outputs for line in output.splitlines() if "restored" in line]
+    assert len(said) == 4
+    assert said[0] == (
+        "restored 20 skipped step 30: another process could not read it; kept as 30.refused"
+    )
+    assert said[2].startswith("restored 20 skipped step 30: params cannot be read: ")
+    assert said[1] == said[3] == "restored 30"
+    # And one process reads what two have saved.
+    with opened(tmp_path) as checkpoints:
+        assert_is_step(restore_newest(checkpoints, target()).state, 30)
