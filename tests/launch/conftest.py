@@ -19,6 +19,11 @@ STUBS = HERE / "stubs"
 TIMEOUT = 60  # seconds; a script takes one or two
 
 
+def _heed_interrupts() -> None:
+    """Undo what a suite that runs in the background hands down: scripts cannot, once started."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Stage:
     """A folder with the records of the stubs, and ways to run scripts among them.
 
@@ -56,6 +61,7 @@ class Stage:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
 
     def run(self, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -68,10 +68,12 @@ def test_a_mistake_counts_though_the_other_task_is_killed_for_it(clone):
     assert not list(clone.folder.glob("slurm-*"))
 
 
-@pytest.mark.parametrize(("status", "runs"), [(2, 1), (7, 4)])
-def test_a_mistake_and_a_crash_loop_end_the_job(clone, status, runs):
-    plans(clone, *[f"exit {status}"] * 10)
-    assert clone.run("sbatch", SLURM, *FLAGS).returncode == status
+@pytest.mark.parametrize(("status", "seen", "runs"), [(2, 2, 1), (7, 137, 4)])
+def test_a_mistake_and_a_crash_loop_end_the_job(clone, status, seen, runs):
+    """After a crash srun gives the highest status, that of the task which it has killed."""
+    clone.plan(*[f"exit {status}"] * 10)
+    clone.plan(*["stop_at 9"] * 10, process=1)
+    assert clone.run("sbatch", SLURM, *FLAGS).returncode == seen
     assert clone.log("scontrol") == []
     assert clone.runs() == runs
 
