@@ -30,7 +30,7 @@ from mae_jax.train.best import BestCheckpoint
 from mae_jax.train.checkpoint import Checkpoints, SaveError, abstract_state
 from mae_jax.train.lock import FolderLock
 from mae_jax.train.loop import Cadence, NonFiniteError, StepFn, train
-from mae_jax.train.partition import merge, select
+from mae_jax.train.partition import merge, restrict, select
 from mae_jax.train.profile import ProfiledStep
 from mae_jax.train.resume import Resumed, newest_meta, restore_newest
 from mae_jax.train.signals import StopRequest
@@ -255,11 +255,9 @@ def _start(
         return state
     params, said = given
     console.say(said)
-    placed = {
-        name: sharding.put_tree(tree, _shardings(parts.target.params[name]))
-        for name, tree in params.items()
-    }
-    return state.starting_from(merge(state.params, placed))
+    # A part may lack what is fresh by nature, as a relative position bias that was not trained.
+    where = restrict(_shardings(parts.target.params), params)
+    return state.starting_from(merge(state.params, sharding.put_tree(params, where)))
 
 
 def _given(init_from: str, parts: Parts) -> tuple[Params, str] | None:

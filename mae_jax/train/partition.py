@@ -23,6 +23,13 @@ def select(tree: Params, mask: Any | None) -> Params:
     return traverse_util.unflatten_dict({path: flat[path] for path in flat if wanted[path]})
 
 
+def restrict(tree: Any, part: Any) -> Any:
+    """Return the leaves of `tree` at the places of those of `part`; nested dictionaries both."""
+    flat = traverse_util.flatten_dict(tree)
+    places = traverse_util.flatten_dict(part)
+    return traverse_util.unflatten_dict({place: flat[place] for place in places})
+
+
 def merge(tree: Params, selected: Params) -> Params:
     """Return `tree` with the leaves of `selected` in their places."""
     flat = traverse_util.flatten_dict(tree)

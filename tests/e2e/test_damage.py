@@ -70,8 +70,13 @@ def test_a_run_without_any_good_step_stops_and_touches_nothing(killed):
     status, output = run_here(tiny_run(killed))
     assert status == 2
     (line,) = output.splitlines()
-    assert line.startswith(f"error: cannot restore any step of {killed / 'checkpoints'}: step 30: ")
-    assert "; step 20: params" in line
+    # Orbax may meet the damage of the two at another place first, or at the same.
+    folder = killed / "checkpoints"
+    if line.endswith("; nor any older step"):
+        assert line.startswith(f"error: cannot restore {folder / '30'}: params")
+    else:
+        assert line.startswith(f"error: cannot restore any step of {folder}: step 30: params")
+        assert "; step 20: params" in line
     assert {path: path.is_file() and path.read_bytes() for path in killed.rglob("*")} == before
 
 

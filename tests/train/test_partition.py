@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import pytest
 
-from mae_jax.train.partition import merge, select
+from mae_jax.train.partition import merge, restrict, select
 
 TREE = {"encoder": {"block": {"kernel": 1, "bias": 2}, "norm": {"scale": 3}}, "head": {"bias": 4}}
 MASK = {
@@ -22,6 +22,14 @@ def test_nothing_or_everything_can_be_taken():
     assert select(TREE, None) is TREE
     assert select(TREE, jax.tree.map(lambda _: True, TREE)) == TREE
     assert select(TREE, jax.tree.map(lambda _: False, TREE)) == {}
+
+
+def test_leaves_at_the_places_of_others_are_found():
+    part = {"encoder": {"block": {"bias": "x"}}, "head": {"bias": "y"}}
+    assert restrict(TREE, part) == {"encoder": {"block": {"bias": 2}}, "head": {"bias": 4}}
+    assert restrict(TREE, {}) == {}
+    with pytest.raises(KeyError):
+        restrict(TREE, {"decoder": {"bias": 1}})
 
 
 def test_selected_leaves_are_put_back_in_their_places():
