@@ -12,6 +12,7 @@ import numpy as np
 
 from mae_jax.models.fields import check_choice
 from mae_jax.nn.attention import AttentionFn
+from mae_jax.nn.blocks import TransformerBlock
 from mae_jax.nn.layers import Dtype
 
 # Of encoders that add a table of them.
@@ -57,6 +58,11 @@ class Encoder(nn.Module):
         @property
         def attention(self) -> AttentionFn:
             """What attends."""
+            ...
+
+        @property
+        def remat(self) -> str:
+            """What blocks make again in the backward pass."""
             ...
 
     # Whether a learned token comes before the others; a field where there is a choice.
@@ -147,6 +153,25 @@ class Encoder(nn.Module):
         """Return rate and key of block i: the rate grows linearly to `drop_path_rate`."""
         rate = self.drop_path_rate * i / max(1, sum(self.depths) - 1)
         return rate, None if rng is None else jax.random.fold_in(rng, i)
+
+    def block(self, i: int, rate: float, num_heads: int, **fields: Any) -> TransformerBlock:
+        """Make block i: what the blocks of all encoders have alike, and `fields` of its own.
+
+        Args:
+          i: its number through all stages.
+          rate: of drop path; see `drop_path`.
+          num_heads: attention heads.
+          fields: of `TransformerBlock`.
+        """
+        return TransformerBlock(
+            num_heads=num_heads,
+            drop_path_rate=rate,
+            dtype=self.dtype,
+            attention=self.attention,
+            remat=self.remat,
+            name=f"block_{i:02d}",
+            **fields,
+        )
 
     @property
     def top_layer(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from mae_jax.errors import ConfigError
 from mae_jax.models.encoder import Encoder
 from mae_jax.nn.attention import AttentionFn, RelativeTable, SelfAttention
-from mae_jax.nn.blocks import TransformerBlock, block_flops
+from mae_jax.nn.blocks import block_flops
 from mae_jax.nn.layers import NORMAL_002, Dtype, TokenDense, fan_in_uniform, layer_norm
 from mae_jax.nn.merging import PatchMerge
 from mae_jax.nn.patches import subdivide
@@ -141,17 +141,15 @@ class HiViTEncoder(Encoder):
         first = sum(self.depths[:stage])
         for i in range(first, first + self.depths[stage]):
             rate, rng = self.drop_path(i, drop_path_rng)
-            x = TransformerBlock(
-                num_heads=self.num_heads,
+            block = self.block(
+                i,
+                rate,
+                self.num_heads,
                 mlp_ratio=STEM_MLP_RATIO if ids is None else MLP_RATIO,
-                drop_path_rate=rate,
-                dtype=self.dtype,
-                attention=self.attention,
-                remat=self.remat,
                 kernel_init=NORMAL_002,
                 make_attention=make_attention,
-                name=f"block_{i:02d}",
-            )(x, rng, **context)
+            )
+            x = block(x, rng, **context)
         return x
 
     @nn.nowrap

@@ -15,7 +15,7 @@ import numpy as np
 from mae_jax.errors import ConfigError
 from mae_jax.models.encoder import Encoder
 from mae_jax.nn.attention import AttentionFn, RelativeTable, SelfAttention
-from mae_jax.nn.blocks import TransformerBlock, block_flops
+from mae_jax.nn.blocks import block_flops
 from mae_jax.nn.layers import Dtype, TokenDense, fan_in_uniform, layer_norm
 from mae_jax.nn.masking import mask_of
 from mae_jax.nn.merging import PatchMerge
@@ -222,17 +222,15 @@ class MixMIMEncoder(Encoder):
             )
             for _ in range(stage.depth):
                 rate, rng = self.drop_path(number, drop_path_rng)
-                tokens = TransformerBlock(
-                    num_heads=stage.num_heads,
+                block = self.block(
+                    number,
+                    rate,
+                    stage.num_heads,
                     mlp_ratio=self.mlp_ratio,
-                    drop_path_rate=rate,
-                    dtype=self.dtype,
-                    attention=self.attention,
-                    remat=self.remat,
                     epsilon=EPSILON,
                     make_attention=make_attention,
-                    name=f"block_{number:02d}",
-                )(tokens, rng, **context)
+                )
+                tokens = block(tokens, rng, **context)
                 number += 1
             x = undo(tokens)
         x = x.reshape(-1, count, self.output_dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -109,20 +110,14 @@ class PVTEncoder(PyramidEncoder):
         ids = (places[..., 0] * self.token_grid[1] + places[..., 1]).astype(jnp.int32)
         return x + jnp.take(self.position_table(), ids, axis=0, mode="clip").astype(self.dtype)
 
-    def _block(self, stage: int, full: bool, rate: float, name: str) -> TransformerBlock:
-        """Make a block of a stage."""
+    @nn.nowrap
+    def _block_fields(self, stage: int, full: bool) -> dict[str, Any]:
+        """Return `mlp_ratio` and `make_attention` of the blocks of a stage."""
         r = self.reach(self.reductions[stage], full)
-        return TransformerBlock(
-            num_heads=self.heads(stage),
-            mlp_ratio=self.mlp_ratios[stage],
-            drop_path_rate=rate,
-            dtype=self.dtype,
-            attention=self.attention,
-            remat=self.remat,
-            epsilon=BLOCK_EPSILON,
-            make_attention=functools.partial(ReducedAttention, reduction=r),
-            name=name,
-        )
+        return {
+            "mlp_ratio": self.mlp_ratios[stage],
+            "make_attention": functools.partial(ReducedAttention, reduction=r),
+        }
 
     def _run(
         self,

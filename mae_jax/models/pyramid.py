@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -176,7 +177,8 @@ class PyramidEncoder(Encoder):
                 places = places[:, ::2, ::2] / 2
             for j in range(depth):
                 rate, rng = self.drop_path(i, drop_path_rng)
-                block = self._block(stage, full, rate, f"block_{i:02d}")
+                fields = self._block_fields(stage, full)
+                block = self.block(i, rate, self.heads(stage), epsilon=BLOCK_EPSILON, **fields)
                 x = self._run(block, x, places, full, shifted=j % 2 == 1, rng=rng)
                 i += 1
         x = x.reshape(x.shape[0], -1, x.shape[-1])
@@ -206,8 +208,9 @@ class PyramidEncoder(Encoder):
         """Return tokens [B, H, W, E] with what they are told of their places [R, H, W, 2]."""
         raise NotImplementedError
 
-    def _block(self, stage: int, full: bool, rate: float, name: str) -> TransformerBlock:
-        """Make a block of a stage."""
+    @nn.nowrap
+    def _block_fields(self, stage: int, full: bool) -> dict[str, Any]:
+        """Return `mlp_ratio` and `make_attention` of the blocks of a stage."""
         raise NotImplementedError
 
     def _run(

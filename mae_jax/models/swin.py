@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mae_jax.errors import ConfigError
-from mae_jax.models.pyramid import BLOCK_EPSILON, PyramidEncoder
+from mae_jax.models.pyramid import PyramidEncoder
 from mae_jax.nn.attention import SelfAttention
 from mae_jax.nn.blocks import TransformerBlock, block_flops
 from mae_jax.nn.layers import fan_out_normal, linear
@@ -100,20 +101,14 @@ class SwinEncoder(PyramidEncoder):
         """Return the tokens as they are: the biases tell of places."""
         return x
 
-    def _block(self, stage: int, full: bool, rate: float, name: str) -> TransformerBlock:
-        """Make a block of a stage."""
+    @nn.nowrap
+    def _block_fields(self, stage: int, full: bool) -> dict[str, Any]:
+        """Return `mlp_ratio` and `make_attention` of the blocks of a stage."""
         bias = functools.partial(PositionMlp, hidden=self.bias_dim)
-        return TransformerBlock(
-            num_heads=self.heads(stage),
-            mlp_ratio=self.mlp_ratio,
-            drop_path_rate=rate,
-            dtype=self.dtype,
-            attention=self.attention,
-            remat=self.remat,
-            epsilon=BLOCK_EPSILON,
-            make_attention=functools.partial(SelfAttention, position_bias=bias),
-            name=name,
-        )
+        return {
+            "mlp_ratio": self.mlp_ratio,
+            "make_attention": functools.partial(SelfAttention, position_bias=bias),
+        }
 
     def _run(
         self,

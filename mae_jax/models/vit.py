@@ -11,7 +11,7 @@ import numpy as np
 
 from mae_jax.models.encoder import Encoder
 from mae_jax.nn.attention import AttentionFn, SelfAttention
-from mae_jax.nn.blocks import TransformerBlock, block_flops
+from mae_jax.nn.blocks import block_flops
 from mae_jax.nn.layers import (
     NORMAL_002,
     XAVIER,
@@ -127,17 +127,15 @@ class ViTEncoder(Encoder):
         """Return tokens after the blocks, which all get `context`, and the final norm."""
         for i in range(self.depth):
             rate, rng = self.drop_path(i, drop_path_rng)
-            x = TransformerBlock(
-                num_heads=self.num_heads,
+            block = self.block(
+                i,
+                rate,
+                self.num_heads,
                 mlp_ratio=self.mlp_ratio,
-                drop_path_rate=rate,
-                dtype=self.dtype,
-                attention=self.attention,
-                remat=self.remat,
                 make_attention=functools.partial(SelfAttention, qkv_bias=self.qkv_bias),
                 tanh_gelu=self.tanh_gelu,
-                name=f"block_{i:02d}",
-            )(x, rng, **context)
+            )
+            x = block(x, rng, **context)
         return layer_norm(self.dtype, "norm")(x) if self.final_norm else x
 
     @nn.nowrap
