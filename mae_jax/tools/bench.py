@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 
@@ -52,6 +54,18 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"expected whole numbers from 1, got {text!r}")
     return numbers
+
+
+def environment_of(text: str) -> tuple[str, str]:
+    """Return the label and the interpreter of `LABEL=PYTHON`.
+
+    Raises:
+      ArgumentTypeError: if there is no label, or no such program.
+    """
+    label, _, python = text.partition("=")
+    if not label or shutil.which(os.path.expanduser(python)) is None:
+        raise argparse.ArgumentTypeError(f"expected LABEL=PYTHON, a program, got {text!r}")
+    return label, os.path.expanduser(python)
 
 
 def whole_number(text: str) -> int:
@@ -154,6 +168,14 @@ def _peers_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--official", metavar="DIR", help="a checkout of facebookresearch/mae")
     parser.add_argument("--m3ae_public", metavar="DIR", help="a checkout of young-geng's")
     parser.add_argument("--xla_flags", metavar="FLAGS", help="for ours")
+    parser.add_argument(
+        "--also",
+        action="append",
+        type=environment_of,
+        metavar="LABEL=PYTHON",
+        help="the interpreter of another environment, with another jax, say: its contenders in JAX"
+        " take part as well",
+    )
     parser.add_argument(
         "--wall",
         action="store_true",

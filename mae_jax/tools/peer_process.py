@@ -15,13 +15,12 @@ import time
 from typing import Any
 
 from mae_jax.tools import rounds
-
-FIRST = ("ours", "plain", "m3ae_public")  # these are in JAX, the others in PyTorch
+from mae_jax.tools.peer_times import IN_JAX
 
 
 def module_of(name: str) -> str:
     """Return the module that makes a contender."""
-    in_jax = name.partition("@")[0] in FIRST
+    in_jax = name.partition("@")[0] in IN_JAX
     return f"mae_jax.tools.{'peer_jax' if in_jax else 'peer_torch'}"
 
 

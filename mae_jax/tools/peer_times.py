@@ -23,8 +23,9 @@ from mae_jax.config import suggestion
 from mae_jax.errors import ConfigError
 from mae_jax.tools import records, rounds
 
-CONTENDERS = ("ours", "plain", "m3ae_public", "eager", "sdpa", "compile", "official")
+IN_JAX = ("ours", "plain", "m3ae_public")
 PEERS = ("eager", "sdpa", "compile", "official")  # in PyTorch: what the ratio is to
+CONTENDERS = IN_JAX + PEERS
 GIVEN = ("official", "m3ae_public")  # with a checkout
 DTYPES = ("float32", "bfloat16")
 MASK_RATIO = 0.75
@@ -93,18 +94,16 @@ class Contender:
     """A process with a model in it.
 
     Attributes:
-      name: of the contender.
       ready: what it has said of itself; `left_out` is in it if it cannot take steps.
       answers: one for each turn.
     """
 
     def __init__(self, spec: Mapping[str, Any], xla_flags: str):
         """Start the process."""
-        self.name: str = spec["name"]
         self.answers: list[dict[str, Any]] = []
         self.ready: dict[str, Any] = {}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mae_jax.tools.peer_process", json.dumps(spec)],
+            [spec["python"], "-m", "mae_jax.tools.peer_process", json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -215,7 +214,15 @@ def specs(flags: argparse.Namespace, batch_size: int) -> list[dict[str, Any]]:
         "official": flags.official and os.path.abspath(os.path.expanduser(flags.official)),
         "m3ae_public": flags.m3ae_public and os.path.abspath(os.path.expanduser(flags.m3ae_public)),
     }
-    return [{**shared, "name": name} for name in chosen(flags)]
+    names = chosen(flags)
+    own = [{**shared, "name": name, "row": name, "python": sys.executable} for name in names]
+    also = [
+        {**shared, "name": name, "row": f"{name} ({label})", "python": python}
+        for label, python in flags.also or ()
+        for name in names
+        if name.partition("@")[0] in IN_JAX
+    ]
+    return own + also
 
 
 def chosen(flags: argparse.Namespace) -> list[str]:
@@ -274,7 +281,7 @@ def key(spec: Mapping[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
     """Return what a row of this contender says."""
     return {
         "what": "peers",
-        "contender": spec["name"],
+        "contender": spec["row"],
         "size": flags.size,
         "batch_size": spec["batch_size"],
         "dtype": spec["dtype"],
@@ -293,9 +300,9 @@ def _measured(group: Sequence[dict[str, Any]], flags: argparse.Namespace) -> lis
             in_ours = (flags.xla_flags or "") if spec["name"].startswith("ours") else ""
             made.append(Contender(spec, f"{in_ours} {own}".strip()))
             # One after the other: compiling takes memory, and cores from nobody's measurement.
-            print(f"{spec['name']}, batch {spec['batch_size']} ...", file=sys.stderr, flush=True)
+            print(f"{spec['row']}, batch {spec['batch_size']} ...", file=sys.stderr, flush=True)
             if not made[-1].wait():
-                print(f"{spec['name']}: {made[-1].ready['left_out']}", file=sys.stderr, flush=True)
+                print(f"{spec['row']}: {made[-1].ready['left_out']}", file=sys.stderr, flush=True)
         there = [one for one in made if "left_out" not in one.ready]
         for number in range(flags.rounds):
             for one in rounds.turn(there, number):
@@ -388,9 +395,10 @@ def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def heading(rows: Sequence[Mapping[str, Any]], flags: argparse.Namespace) -> str:
     """Return the line above a table: what was measured, and on what."""
-    versions: dict[str, str] = {}
-    for row in rows:
-        versions |= {name: row[name] for name in records.LIBRARIES if name in row}
+    versions = {
+        name: " and ".join(sorted({row[name] for row in rows if name in row}))
+        for name in records.LIBRARIES
+    }
     row = next((row for row in rows if "device" in row), {})
     clock = (
         "in seconds of the clock, one after the other"
@@ -400,5 +408,5 @@ def heading(rows: Sequence[Mapping[str, Any]], flags: argparse.Namespace) -> str
     return (
         f"{flags.size} at {SIZES[flags.size].image_size} pixels, {flags.dtype}, on"
         f" {row.get('device', 'nothing')} ({records.host()['processor']}), {clock};"
-        f" {', '.join(f'{name} {version}' for name, version in versions.items())}"
+        f" {', '.join(f'{name} {version}' for name, version in versions.items() if version)}"
     )

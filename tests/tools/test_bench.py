@@ -84,6 +84,8 @@ def config_files(tmp_path):
         (["peers", "--contenders=ours@"], "--contenders=ours@: expected one of"),
         (["peers", "--contenders=official"], "expected --official as well, its checkout"),
         (["peers", "--threads=4096"], "--threads=4096: expected at most"),
+        (["peers", "--also=new"], "--also: expected LABEL=PYTHON, a program, got 'new'"),
+        (["peers", "--also=new=/no/such"], "a program, got 'new=/no/such'"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(argv, message, capsys):
@@ -427,13 +429,30 @@ def test_processes_start_with_one_allocator_and_as_many_threads(monkeypatch):
 def test_all_have_one_recipe_and_their_cores():
     flags = bench.parse(["peers", "--contenders=ours,eager", "--dtype=bfloat16"])[1]
     one, two = peer_times.specs(flags, 64)
-    assert one | {"name": ""} == two | {"name": ""}
+    assert one | {"name": "", "row": ""} == two | {"name": "", "row": ""}
     assert one["adamw"]["learning_rate"] == pytest.approx(1.5e-4 * 64 / 256)
     assert len(one["cores"]) == 1
     config = step_times.Case(one["config"], 64).config()
     assert (config.model.embed_dim, config.model.dtype) == (384, "bfloat16")
     flags.wall = True
     assert peer_times.specs(flags, 64)[0]["cores"] == []
+
+
+def test_those_in_jax_take_part_from_another_environment_as_well():
+    flags = bench.parse(["peers", "--contenders=ours,plain,sdpa", f"--also=0.12={sys.executable}"])[
+        1
+    ]
+    flags.also.append(("new", "python-new"))
+    made = peer_times.specs(flags, 8)
+    assert [(spec["name"], spec["row"], spec["python"]) for spec in made] == [
+        *((name, name, sys.executable) for name in ("ours", "plain", "sdpa")),
+        *((name, f"{name} (0.12)", sys.executable) for name in ("ours", "plain")),
+        *((name, f"{name} (new)", "python-new") for name in ("ours", "plain")),
+    ]
+    rows = [{"jax": "0.10", "torch": "2"}, {"jax": "0.12"}, {"note": "left out"}]
+    line = peer_times.heading(rows, flags)
+    assert "jax 0.10 and 0.12, " in line
+    assert "torch 2" in line
 
 
 def test_with_wall_each_is_measured_once_by_itself(monkeypatch, tmp_path):
