@@ -16,6 +16,7 @@ from mae_jax.nn.layers import (
     Dtype,
     Initializer,
     drop_path,
+    gelu,
     layer_norm,
     linear,
 )
@@ -44,7 +45,8 @@ class Mlp(nn.Module):
         """Map tokens [..., D] to [..., D]."""
         fc1 = linear(self.mlp_dim, self.dtype, "fc1", kernel_init=self.kernel_init)
         fc2 = linear(x.shape[-1], self.dtype, "fc2", kernel_init=self.kernel_init)
-        return fc2(nn.gelu(fc1(x), approximate=self.tanh_gelu))
+        hidden = fc1(x)
+        return fc2(nn.gelu(hidden, approximate=True) if self.tanh_gelu else gelu(hidden))
 
 
 class TransformerBlock(nn.Module):

@@ -53,6 +53,19 @@ def layer_norm(dtype: Dtype, name: str | None, *, epsilon: float = LAYER_NORM_EP
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """Return x * Phi(x), Phi the distribution function of the normal.
+
+    In float32 by erf, as PyTorch has it, which takes XLA less time on a CPU than the erfc of JAX's
+    own; of fewer digits by erfc, as 1 + erf has none left where Phi is small.
+
+    Source: "Gaussian Error Linear Units (GELUs)", arXiv 1606.08415, section 2.
+    """
+    if x.dtype != jnp.float32:
+        return nn.gelu(x, approximate=False)
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
+
+
 def fan_in_uniform(fan_in: int) -> Initializer:
     """Return the uniform +-1/sqrt(fan_in) that PyTorch gives weight and bias of a convolution."""
     bound = 1.0 / math.sqrt(fan_in)

@@ -95,8 +95,7 @@ def run(
 
 
 def _tanh_gelu(patch: pytest.MonkeyPatch) -> None:
-    gelu = blocks.nn.gelu
-    patch.setattr(blocks.nn, "gelu", lambda x, approximate: gelu(x, approximate=True))
+    patch.setattr(blocks, "gelu", lambda x: flax.linen.gelu(x, approximate=True))
 
 
 def _epsilon(value: float) -> Callable[[pytest.MonkeyPatch], None]:
