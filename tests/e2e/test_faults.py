@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
 NAMES = {
     "space and letters": "a run ÄÖ é 日本",
     "long": "/".join(["n" * 200] * 10),
-    "quotes": "it's \"a\" $run",
+    "quotes": 'it\'s "a" $run',
 }
 
 
