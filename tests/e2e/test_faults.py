@@ -21,6 +21,7 @@ from tests.helpers import (
     run_here,
     start,
     tiny_run,
+    write_photographs,
 )
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -172,6 +173,41 @@ def test_a_relative_folder_and_one_below_home_can_be_worked_in(tmp_path, monkeyp
         status, output = run_here([*tiny_run(Path(workdir)), f"--stop_at_step={end}"])
         assert status == 0, output
     assert steps(tmp_path / "run") == [2, 3, 4]
+
+
+def folder_run(workdir: Path, pictures: Path, **fields: str) -> list[str]:
+    """Return the flags of a run on a folder of photographs."""
+    data = {"data__source": "folder", "data__path": str(pictures), "data__augment": "none"}
+    data |= {"data__mean": "0.5,0.5,0.5", "data__std": "0.25,0.25,0.25", "model__channels": "3"}
+    epochs = {"epochs": "20.0", "optimizer__warmup_epochs": "1.0", "eval__every": "0"}
+    return tiny_run(workdir, **data | epochs | fields)
+
+
+@pytest.mark.slow
+def test_data_that_have_changed_since_the_checkpoint_are_noted_and_used(tmp_path):
+    pictures = tmp_path / "pictures"
+    write_photographs(pictures, 18)
+    flags = folder_run(tmp_path / "run", pictures)
+    assert run_here([*flags, "--stop_at_step=2"])[0] == 0
+    (pictures / "photo_03.jpg").rename(pictures / "another.jpg")
+    status, output = run_here([*flags, "--stop_at_step=3"])
+    assert status == 0, output
+    assert "note: the training data are not those of the checkpoint\nresumed from step 2" in output
+
+
+@pytest.mark.drill
+def test_images_that_vanish_while_it_trains_are_replaced_and_counted(tmp_path):
+    pictures = tmp_path / "pictures"
+    write_photographs(pictures, 34)
+    process = start(folder_run(tmp_path / "run", pictures, run__log_every="1"))
+    read_until(process, "step 1/")
+    for path in sorted(pictures.iterdir())[:3]:
+        path.unlink()
+    status, output = finish(process)
+    assert status == 0, output
+    assert "Traceback" not in output
+    bad = [row["train/bad_examples"] for row in metrics(tmp_path / "run") if "train/loss" in row]
+    assert 1 <= bad[-1] <= 3
 
 
 def limit_files(pid: int, size: int) -> None:
