@@ -75,19 +75,26 @@ def test_other_data_in_one_process_are_named_by_all(tmp_path):
             assert " on process 0, 18 examples, " in output
 
 
-@pytest.mark.parametrize("own", [{"MAE_JAX_PROCESS_ID": "0"}, {"MAE_JAX_NUM_PROCESSES": "3"}])
-def test_a_process_that_is_told_a_wrong_number_trains_nothing(tmp_path, own):
+def test_two_processes_of_the_same_number_train_nothing(tmp_path):
     places = told(2)
-    places[1] |= own
+    places[1] |= {"MAE_JAX_PROCESS_ID": "0"}
     with job(flags(tmp_path / "run"), places) as processes:
-        try:
-            found = outcomes(processes, timeout=400)
-        except Exception as error:
-            raise AssertionError(f"{own}: {error}") from error
+        (first, _), (second, output) = outcomes(processes, timeout=400)
         assert_nothing_lives(processes)
-    print(own, [status for status, _ in found])
-    assert all(status not in (0, 75) for status, _ in found), found
-    assert "step 1/" not in found[0][1]
+    assert first in CRASHES  # waits for the other in vain
+    assert second == 2, output
+    assert "error: --coordinator_bind_address: expected an address of this machine with a" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_number_of_processes_in_one_is_named_by_all(tmp_path):
+    places = told(2)
+    places[1] |= {"MAE_JAX_NUM_PROCESSES": "3"}
+    with job(flags(tmp_path / "run"), places) as processes:
+        for status, output in outcomes(processes, timeout=400):
+            assert status == 2, output
+            line = "error: --num_processes: expected the same on all processes, got 2 on process 0,"
+            assert f"{line} 3 on process 1" in output
 
 
 def test_a_process_that_never_comes_is_waited_for_five_minutes(tmp_path):
