@@ -219,25 +219,28 @@ def limit_files(pid: int, size: int) -> None:
 @pytest.mark.drill
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
 @pytest.mark.parametrize(
-    ("log_every", "line"),
+    ("log_every", "save_every", "line"),
     [
-        ("1", "stopped: {workdir}/metrics.jsonl cannot be written: File too large"),
-        ("1000", "stopped: checkpoint of step {step} was not saved: "),
+        (1, 100, "stopped: {workdir}/metrics.jsonl cannot be written: File too large"),
+        (1000, 10, "stopped: checkpoint of step {step} was not saved: "),
     ],
 )
-def test_a_disk_that_takes_nothing_more_ends_the_run_with_one_line(tmp_path, log_every, line):
+def test_a_disk_that_takes_nothing_more_ends_the_run_with_one_line(
+    tmp_path, log_every, save_every, line
+):
     """In a row of metrics, and in a save, after whose failure Orbax's threads may complain."""
     workdir = tmp_path / "run"
-    fields = {"run__log_every": log_every, "run__save_every": "10"}
+    fields = {"run__log_every": str(log_every), "run__save_every": str(save_every)}
     flags = tiny_run(workdir, epochs="40.0", eval__every="0", **fields)
     process = start(flags)
-    read_until(process, "saved step 10")
+    read_until(process, f"saved step {save_every}\n")
     limit_files(process.pid, 1)
     status, output = finish(process)
-    last = output.splitlines()[-1]
     assert status == 1, output
+    stopped = [said for said in output.splitlines() if said.startswith("stopped: ")]
     kept = steps(workdir)
-    assert last.startswith(line.format(workdir=workdir, step=kept[-1] + 10)), output
+    assert len(stopped) == 1, output
+    assert stopped[0].startswith(line.format(workdir=workdir, step=kept[-1] + save_every))
     assert not (workdir / "lock").exists()
     rows = metrics(workdir)  # whole lines
     assert rows[-1]["step"] >= 1
