@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         with distributed.joined(distributed.find_place(flags, os.environ)) as job:
             job.agree_on_folder(request.workdir)
-            job.agree(_facts(config, request))
+            job.agree({"--num_processes": job.count, **_facts(config, request)})
             return run(config, request, job)
 
     return exit_status(program)

@@ -24,7 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from mae_jax.errors import ConfigError
+from mae_jax.errors import ConfigError, StopError
 from mae_jax.train import checksums, quiet
 from mae_jax.train.state import TrainState
 from mae_jax.types import Params
@@ -50,8 +50,8 @@ class StepError(ConfigError):
         self.reason = reason
 
 
-class SaveError(RuntimeError):
-    """A step could not be written; the message is one line."""
+class SaveError(StopError):
+    """A step could not be written."""
 
 
 class Checkpoints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 
@@ -49,8 +50,9 @@ class Heartbeat:
         known = {"step": step, "time": time.time()}
         counts = {"restarts": self.restarts, "steps_again": self.steps_again}
         beside = self._path.with_name("heartbeat.json.new")  # renamed: never half a file
-        beside.write_text(json.dumps(known | counts) + "\n")
-        beside.replace(self._path)
+        with contextlib.suppress(OSError):  # of a full disk the next save has more to say
+            beside.write_text(json.dumps(known | counts) + "\n")
+            beside.replace(self._path)
 
     def _read(self) -> dict[str, int]:
         """Return what the last process wrote; nothing if there is no such file, or a broken one."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from mae_jax.errors import ConfigError
+from mae_jax.errors import ConfigError, needs_to_write
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -55,12 +55,13 @@ class FolderLock:
         """Take the lock.
 
         Raises:
-          ConfigError: if a run that is alive has it.
+          ConfigError: if a run that is alive has it, or the folder cannot be written to.
         """
         if self._active:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if not (self._is_local and self._create()):
-                self._take_over()
+            with needs_to_write(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                if not (self._is_local and self._create()):
+                    self._take_over()
             self._thread.start()
         return self
 
