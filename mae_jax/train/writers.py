@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from mae_jax.files import encode_picture
+from mae_jax.files import encode_picture, is_local, write_text
 from mae_jax.train.heartbeat import Heartbeat
 from mae_jax.train.metrics import format_seconds
 
@@ -92,12 +92,10 @@ class RunWriter:
         self.heartbeat = Heartbeat(self._workdir, first_step, active=active)
         if not active:
             return
-        self._is_local = "://" not in str(workdir)
+        self._is_local = is_local(workdir)
         self._path = self._workdir / "metrics.jsonl"
         self._lines = _lines_up_to(self._path, first_step)
-        rewritten = self._workdir / "metrics.jsonl.new"  # renamed, so that a kill loses nothing
-        rewritten.write_text("".join(self._lines))
-        rewritten.replace(self._path)
+        write_text(self._path, "".join(self._lines))
         self._tensorboard = None
         if self._is_local:
             from tensorboardX import SummaryWriter
@@ -147,7 +145,7 @@ class RunWriter:
         if not self._active:
             return
         if not self._is_local:
-            self._path.write_text("".join(self._lines))
+            write_text(self._path, "".join(self._lines))
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
