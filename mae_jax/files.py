@@ -1,4 +1,4 @@
-"""Files and folders that are there in full or not at all, on disks and buckets; pictures as files."""
+"""Files that are there in full or not at all, on disks and in buckets; pictures as files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ def require_bucket(path: epath.PathLike, field: str) -> None:
         files, name = fsspec.core.url_to_fs(bucket)
         files.info(name)
     except Exception as error:  # each storage has its own
-        raise ConfigError(f"{field}: cannot reach {bucket}: {error}".splitlines()[0]) from error
+        missing = isinstance(error, FileNotFoundError)  # it says no more than what was asked for
+        reason = "" if missing else f": {error}".splitlines()[0]
+        raise ConfigError(
+            f"{field}: expected a bucket that is there and may be read, got {bucket}{reason}"
+        ) from error
 
 
 def write_text(path: epath.Path, text: str, *, beside: str = "new") -> None:

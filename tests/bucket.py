@@ -36,6 +36,7 @@ class Bucket:
     Attributes:
       objects: what is there now.
       url: of its server.
+      uploads: what has come so far of objects that are sent in parts, by name.
       held: a write of an object whose name ends so never comes to its end; "": all do.
       reached: set when such a write has come.
       closed: set when the server ends.
@@ -44,6 +45,7 @@ class Bucket:
     def __init__(self) -> None:
         self.objects: dict[str, Object] = {}
         self.url = ""
+        self.uploads: dict[str, bytes] = {}
         self.held = ""
         self.reached = threading.Event()
         self.closed = threading.Event()
@@ -111,7 +113,7 @@ def served() -> Iterator[Bucket]:
     handler = type("Handler", (_Handler,), {"bucket": bucket})
     with _Server(("127.0.0.1", 0), handler) as server:
         bucket.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
             yield bucket
@@ -132,9 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
     bucket: Bucket
     protocol_version = "HTTP/1.1"  # connections stay open
     wbufsize = -1  # head and body in one packet: two would wait for each other
-    uploads: dict[str, bytes] = {}
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
     def do_GET(self) -> None:
@@ -235,17 +236,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(*_parts(body, self.headers["Content-Type"]), query)
         else:
             name = query["name"]
-            self.uploads[name] = b""
+            self.bucket.uploads[name] = b""
             self._send(200, b"", {"Location": f"{self.bucket.url}{self.path}&upload_id={name}"})
 
     def _go_on(self, query: dict[str, str], body: bytes) -> None:
         """Take the next part of an upload; the object is there with the last one."""
         name = query["name"]
-        content = self.uploads[name] = self.uploads[name] + body
+        content = self.bucket.uploads[name] = self.bucket.uploads[name] + body
         if self.headers["Content-Range"].endswith("/*"):
             self._send(308, b"", {"Range": f"bytes=0-{len(content) - 1}"})
         else:
-            self._write(name, self.uploads.pop(name), query)
+            self._write(name, self.bucket.uploads.pop(name), query)
 
     def _write(self, name: str, content: bytes, query: dict[str, str]) -> None:
         only_if = query.get("ifGenerationMatch")

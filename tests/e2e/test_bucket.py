@@ -44,7 +44,9 @@ def bucket() -> Iterator[Bucket]:
 def in_bucket(bucket: Bucket) -> list[str]:
     """Return the flags of a run whose folder is `run` of a bucket."""
     flags = tiny_run(Path())
-    return [f for f in flags if not f.startswith("--workdir=")] + [f"--workdir={bucket.path('run')}"]
+    return [f for f in flags if not f.startswith("--workdir=")] + [
+        f"--workdir={bucket.path('run')}"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -124,25 +126,42 @@ def test_parameters_are_loaded_from_a_bucket(bucket, resumed, local):
 
 def test_checkpoints_in_a_bucket_are_listed_and_verified(bucket, resumed, capsys):
     assert tool.main(["ls", bucket.path("run")]) == 0
-    print("--")
+    for step, line in zip((20, 30, STEPS), capsys.readouterr().out.splitlines(), strict=True):
+        size = sum(
+            len(bucket.objects[f"run/checkpoints/{step}/{name}"].content)
+            for name in bucket.names(f"run/checkpoints/{step}/")
+        )
+        # The stand-in says that all was written on the first of January.
+        assert line.startswith(f"step {step}  {size:,} bytes  2026-01-01 ")
+        assert "  complete  pretrain mae vit_s, " in line
     assert tool.main(["verify", bucket.path("run")]) == 0
-    print(capsys.readouterr().out)
-    assert 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"step {step}: intact, 148 arrays" for step in (20, 30, STEPS)]
 
 
 def test_damage_in_a_bucket_is_set_aside(bucket, resumed, fetched):
     for name in bucket.names(""):
-        if "/40/params/" in name and "/d/" in name:
+        if f"/{STEPS}/params/" in name and "/d/" in name:
             raw = bytearray(bucket.objects[name].content)
             raw[len(raw) // 2] ^= 1
             bucket.write(name, bytes(raw))
-    before = bucket.names("run/checkpoints/40/")
+    assert tool.main(["verify", bucket.path("run"), f"--step={STEPS}"]) == 1
+    before = bucket.names(f"run/checkpoints/{STEPS}/")
     status, output = run_here(in_bucket(bucket))
     assert status == 0, output
-    assert "skipped step 40: params" in output
-    assert "; kept as 40.refused" in output
+    assert f"skipped step {STEPS}: params" in output
+    assert f"; kept as {STEPS}.refused" in output
     assert "resumed from step 30" in output
-    assert bucket.names("run/checkpoints/40.refused/") == before
+    assert bucket.names(f"run/checkpoints/{STEPS}.refused/") == before
     again = fetched / "again"
     bucket.copy_to("run/", again)
     assert_same_state(fetched, again, STEPS)
+
+
+def test_a_bucket_that_is_not_there_is_named_at_once(bucket):
+    status, output = run_here(["--config=demo", "--workdir=gs://no-such-bucket/run"])
+    assert status == 2
+    assert output == (
+        "error: --workdir: expected a bucket that is there and may be read, got"
+        " gs://no-such-bucket\n"
+    )
