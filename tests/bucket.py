@@ -37,8 +37,7 @@ class Bucket:
       objects: what is there now.
       url: of its server.
       uploads: what has come so far of objects that are sent in parts, by name.
-      held: a write of an object whose name ends so never comes to its end; "": all do.
-      reached: set when such a write has come.
+      reached: set when a write has come that is held.
       closed: set when the server ends.
     """
 
@@ -46,7 +45,7 @@ class Bucket:
         self.objects: dict[str, Object] = {}
         self.url = ""
         self.uploads: dict[str, bytes] = {}
-        self.held = ""
+        self._held = ""
         self.reached = threading.Event()
         self.closed = threading.Event()
         self._changes = threading.RLock()
@@ -65,6 +64,11 @@ class Bucket:
         """Return the name of an object for programs."""
         return f"gs://{BUCKET}/{name}"
 
+    def hold(self, name: str) -> None:
+        """Let the writes of an object never come to their end; "": of none."""
+        self._held = name
+        self.reached.clear()
+
     def names(self, prefix: str) -> list[str]:
         """Return the names of objects that start with `prefix`, less that."""
         with self._changes:
@@ -79,7 +83,7 @@ class Bucket:
 
     def write(self, name: str, content: bytes, *, only_if: int | None = None) -> Object | None:
         """Make or replace an object; `only_if`: of this generation, 0 for none, else None comes."""
-        if self.held and name.endswith(self.held):
+        if name == self._held:
             self.reached.set()
             self.closed.wait()
             return None

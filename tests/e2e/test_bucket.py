@@ -10,7 +10,8 @@ import importlib.util
 import json
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ from mae_jax.tools import checkpoints as tool
 from tests.bucket import Bucket, served
 from tests.e2e.cases import STEPS
 from tests.helpers import assert_same_state, metrics, run_here, start, tiny_run
+from tests.processes import job, outcomes, run_job, told
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,18 +60,23 @@ def local(compiled_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path
     return workdir
 
 
+def wait_for_a_save(bucket: Bucket, processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Return when a write has come that the bucket holds."""
+    while not bucket.reached.wait(1):
+        assert all(process.poll() is None for process in processes)
+
+
 @pytest.fixture(scope="module")
 def resumed(compiled_once: None, bucket: Bucket) -> str:
     """Return the output of a run in the bucket that goes on after one that was killed."""
-    bucket.held = "checkpoints/20/commit_success.txt"  # all of step 20 is there, but for that
+    bucket.hold("run/checkpoints/20/commit_success.txt")  # all of step 20 is there, but for that
     process = start(in_bucket(bucket), JAX_NUM_CPU_DEVICES=str(jax.device_count()))
     try:
-        while not bucket.reached.wait(1):
-            assert process.poll() is None
+        wait_for_a_save(bucket, [process])
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         print(process.communicate()[0])
-    bucket.held = ""
+    bucket.hold("")
     assert bucket.names("run/checkpoints/20/params/")
     assert json.loads(bucket.objects["run/lock"].content)["pid"] == process.pid
     status, output = run_here(in_bucket(bucket))
@@ -165,3 +172,20 @@ def test_a_bucket_that_is_not_there_is_named_at_once(bucket):
         "error: --workdir: expected a bucket that is there and may be read, got"
         " gs://no-such-bucket\n"
     )
+
+
+@pytest.mark.drill
+def test_two_processes_that_were_killed_in_a_save_go_on_to_the_same_bits(bucket, tmp_path):
+    assert [status for status, _ in run_job(in_bucket(bucket, "whole"), 2)] == [0, 0]
+    flags = in_bucket(bucket, "killed")
+    bucket.hold("killed/checkpoints/20/commit_success.txt")
+    with job(flags, told(2)) as processes:
+        wait_for_a_save(bucket, processes)
+    bucket.hold("")
+    with job(flags, told(2)) as processes:
+        (first, output), (second, _) = outcomes(processes)
+    assert (first, second) == (0, 0), output
+    assert "resumed from step 10" in output
+    for folder in ("whole", "killed"):
+        bucket.copy_to(f"{folder}/", tmp_path / folder)
+    assert_same_state(tmp_path / "whole", tmp_path / "killed", STEPS)
