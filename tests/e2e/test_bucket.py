@@ -43,8 +43,8 @@ def bucket() -> Iterator[Bucket]:
         yield bucket
 
 
-def in_bucket(bucket: Bucket) -> list[str]:
-    """Return the flags of a run whose folder is `run` of a bucket."""
+def in_bucket(bucket: Bucket, folder: str = "run") -> list[str]:
+    """Return the flags of a run whose folder is in a bucket."""
     flags = tiny_run(Path())
     return [f for f in flags if not f.startswith("--workdir=")] + [
         f"--workdir={bucket.path('run')}"
