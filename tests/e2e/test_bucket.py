@@ -45,10 +45,8 @@ def bucket() -> Iterator[Bucket]:
 
 def in_bucket(bucket: Bucket, folder: str = "run") -> list[str]:
     """Return the flags of a run whose folder is in a bucket."""
-    flags = tiny_run(Path())
-    return [f for f in flags if not f.startswith("--workdir=")] + [
-        f"--workdir={bucket.path('run')}"
-    ]
+    flags = [flag for flag in tiny_run(Path()) if not flag.startswith("--workdir=")]
+    return [*flags, f"--workdir={bucket.path(folder)}"]
 
 
 @pytest.fixture(scope="module")
