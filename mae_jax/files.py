@@ -1,4 +1,4 @@
-"""Files and folders that are there in full or not at all, and pictures as files."""
+"""Files that are there in full or not at all, on disks and in buckets; pictures as files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import fsspec
 import numpy as np
 from etils import epath
 from PIL import Image
@@ -14,6 +16,68 @@ from PIL import Image
 from mae_jax.errors import ConfigError
 
 MILLISECONDS = 120  # of a frame of a film
+
+# gcsfs and s3fs keep for ever what they have listed: what other hosts write later would not be
+# seen, or read cut to its old length. Who has set this otherwise keeps that.
+for _protocol in ("gcs", "s3"):
+    fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """Return whether a path is of this machine's file system, and not of a bucket."""
+    return "://" not in os.fspath(path)
+
+
+def require_bucket(path: epath.PathLike, field: str) -> None:
+    """Raise `ConfigError` unless a path is local, or its bucket is there and may be read."""
+    if is_local(path):
+        return
+    scheme, _, rest = os.fspath(path).partition("://")
+    bucket = f"{scheme}://{rest.partition('/')[0]}"
+    try:
+        files, name = fsspec.core.url_to_fs(bucket)
+        files.info(name)
+    except Exception as error:  # each storage has its own
+        missing = isinstance(error, FileNotFoundError)  # it says no more than what was asked for
+        reason = "" if missing else f": {error}".splitlines()[0]
+        raise ConfigError(
+            f"{field}: expected a bucket that is there and may be read, got {bucket}{reason}"
+        ) from error
+
+
+def write_text(path: epath.Path, text: str, *, beside: str = "new") -> None:
+    """Make or replace a file, which others see in full or not at all.
+
+    Args:
+      path: in a folder that is there.
+      text: what is to be in it.
+      beside: suffix of the name that is written to before it is renamed; an object of a bucket is
+        there in full by itself, and a rename would copy it.
+    """
+    if not is_local(path):
+        path.write_text(text)
+        return
+    temporary = path.with_name(f"{path.name}.{beside}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def create_text(path: epath.Path, text: str) -> bool:
+    """Make a file if there is none: of several processes that try, one succeeds.
+
+    Returns:
+      Whether this one has.
+    """
+    try:
+        if is_local(path):
+            with Path(path).open("x") as file:
+                file.write(text)
+        else:
+            files, name = fsspec.core.url_to_fs(os.fspath(path))
+            files.pipe_file(name, text.encode(), mode="create")
+    except FileExistsError:
+        return False
+    return True
 
 
 def encode_picture(picture: np.ndarray) -> tuple[bytes, str]:

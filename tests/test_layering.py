@@ -38,7 +38,7 @@ ALLOWED = {
     },
     "api": {
         *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
-        *("train", "build", "__init__"),
+        *("train", "build", "files", "__init__"),
     },
     "convert": {
         *("errors", "types", "files", "recipes", "nn", "models", "pretrain", "train", "build"),
@@ -48,7 +48,8 @@ ALLOWED = {
     "job": {"errors", "train"},
     "distributed": {"errors", "job"},
     "main": {
-        *("errors", "config", "distributed", "flags", "request", "run", "measure", "__init__"),
+        *("errors", "config", "distributed", "files", "flags", "request", "run", "measure"),
+        "__init__",
     },
     "tools": {
         *("errors", "types", "config", "flags", "nn", "data", "models", "tasks", "train", "build"),

@@ -12,7 +12,7 @@ import tqdm
 from etils import epath
 
 from mae_jax.errors import StopError
-from mae_jax.files import encode_picture
+from mae_jax.files import encode_picture, is_local, write_text
 from mae_jax.train.heartbeat import Heartbeat
 from mae_jax.train.metrics import format_seconds
 
@@ -103,13 +103,11 @@ class RunWriter:
         self.heartbeat = Heartbeat(self._workdir, first_step, active=active)
         if not active:
             return
-        self._is_local = "://" not in str(workdir)
+        self._is_local = is_local(workdir)
         self._path = self._workdir / "metrics.jsonl"
         self._lines = _lines_up_to(self._path, first_step)
-        rewritten = self._workdir / "metrics.jsonl.new"  # renamed, so that a kill loses nothing
         with _one_line(self._path):
-            rewritten.write_text("".join(self._lines))
-            rewritten.replace(self._path)
+            write_text(self._path, "".join(self._lines))
         self._tensorboard = None
         if self._is_local:
             from tensorboardX import SummaryWriter
@@ -162,7 +160,7 @@ class RunWriter:
             return
         with _one_line(self._workdir):
             if not self._is_local:
-                self._path.write_text("".join(self._lines))
+                write_text(self._path, "".join(self._lines))
             if self._tensorboard is not None:
                 self._tensorboard.flush()
 

@@ -18,6 +18,7 @@ import pytest
 from mae_jax.errors import ConfigError
 from mae_jax.train import lock
 from mae_jax.train.lock import FolderLock
+from tests.bucket import served
 
 
 def found(folder: Path) -> dict[str, Any]:
@@ -237,3 +238,20 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     with pytest.raises(ConfigError) as refusal, FolderLock(folder):
         pass
     assert str(refusal.value) == message
+
+
+def test_lock_in_a_bucket_is_that_of_one_run(monkeypatch):
+    pytest.importorskip("gcsfs", reason='buckets need gcsfs: pip install "mae_jax[gcs]"')
+    with served() as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        folder = bucket.path("run")
+        with FolderLock(folder) as held:
+            assert json.loads(bucket.objects["run/lock"].content)["pid"] == os.getpid()
+            with pytest.raises(ConfigError, match=f"^{folder}: expected a folder that no run"):
+                FolderLock(folder).__enter__()
+            held.check()
+            bucket.write("run/lock", bucket.objects["run/lock"].content.replace(b"token", b"other"))
+            with pytest.raises(ConfigError, match="nothing more is saved"):
+                held.check()
+        assert bucket.names("run/") == ["lock"]  # that of the other one
