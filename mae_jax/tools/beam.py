@@ -12,8 +12,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from etils import epath
-
 from mae_jax.errors import ConfigError
 
 SCRATCH = "beam.tmp"  # folder of what workers write until it is whole; gone at the end
@@ -98,8 +96,3 @@ def run(
 
 def _told(error: BaseException) -> str:
     return f"{type(error).__module__}.{type(error).__qualname__}: {error}"
-
-
-def scratch_folder(out: str) -> epath.Path:
-    """Return the folder for temporary names in the folder `out`."""
-    return epath.Path(out) / SCRATCH

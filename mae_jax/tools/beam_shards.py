@@ -37,7 +37,7 @@ def with_beam(
     """
     # Beam's workers run in other folders.
     out = out if is_remote(out) else os.path.abspath(out)
-    scratch = beam.scratch_folder(out)
+    scratch = epath.Path(out) / beam.SCRATCH
     if scratch.exists():
         scratch.rmtree()  # of a start that was killed
     with ThreadPoolExecutor(THREADS) as pool:
@@ -50,7 +50,7 @@ def with_beam(
 
 def _writer(out: str) -> Callable[[str], None]:
     """Return what a worker does with the name of a shard."""
-    scratch = beam.scratch_folder(out)
+    scratch = epath.Path(out) / beam.SCRATCH
 
     def write(file: str) -> None:
         plan = _read_plan(scratch, file)

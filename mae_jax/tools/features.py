@@ -128,7 +128,7 @@ class Extraction:
         data = other_data(model.config.data, given)
         source = open_split(data, data.eval_split)
         folder = epath.Path(flags.out).expanduser()
-        scratch = beam.scratch_folder(folder) if flags.beam else None
+        scratch = folder / beam.SCRATCH if flags.beam else None
         shards = Shards(folder, len(source), flags.shard_size, flags.format, scratch)
         return cls(model, pool, output, data, source, shards, flags.batch_size)
 

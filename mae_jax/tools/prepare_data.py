@@ -108,7 +108,11 @@ def _require_buckets(flags: argparse.Namespace) -> None:
         if path is not None and "://" in path:
             try:
                 epath.Path(path).exists()
-            except (ImportError, NotImplementedError, ValueError) as error:
+            except KeyError:  # of etils
+                raise ConfigError(
+                    f"{field}={path}: expected a local folder or gs://NAME/..., s3:// or az://"
+                ) from None
+            except (ImportError, ValueError) as error:
                 raise ConfigError(f"{field}={path}: {' '.join(str(error).split())}") from error
 
 
