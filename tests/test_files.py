@@ -10,7 +10,13 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.errors import ConfigError
-from mae_jax.files import completed, encode_picture
+from mae_jax.files import (
+    completed,
+    encode_picture,
+    is_remote,
+    read_locally,
+    written_locally,
+)
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
@@ -99,3 +105,24 @@ def test_a_picture_is_a_png_and_a_film_a_gif():
         for number in range(5):
             shown.seek(number)
             np.testing.assert_array_equal(np.asarray(shown.convert("RGB")), film[number])
+
+
+def test_several_may_write_the_same_file_at_once_with_names_in_a_scratch_folder(tmp_path):
+    path, scratch = epath.Path(tmp_path) / "file", epath.Path(tmp_path) / "scratch"
+    with completed(path, scratch=scratch) as first, completed(path, scratch=scratch) as second:
+        first.write_text("the same")
+        second.write_text("the same")
+        assert not path.exists()
+    assert path.read_text() == "the same"
+    assert list(scratch.iterdir()) == []
+
+
+def test_local_files_are_written_and_read_where_they_are(tmp_path):
+    path = epath.Path(tmp_path) / "file"
+    with written_locally(path) as local:
+        assert local == str(tmp_path / "file")
+        path.write_text("text")
+    with read_locally(path) as local:
+        assert local == str(tmp_path / "file")
+    assert not is_remote(path)
+    assert is_remote(epath.Path("gs://bucket/file"))

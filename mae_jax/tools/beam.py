@@ -68,9 +68,11 @@ def run(
 
     Raises:
       ConfigError: if Beam refuses its options, or a worker raises one.
+      RuntimeError: or what Beam makes of it, if the job ends in another way.
     """
     import apache_beam
     from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import PipelineState
 
     class Work(apache_beam.DoFn):
         def setup(self) -> None:
@@ -87,11 +89,13 @@ def run(
     created = pipeline | apache_beam.Create(list(pieces)) | apache_beam.Reshuffle()
     _ = created | apache_beam.ParDo(Work())
     try:
-        pipeline.run().wait_until_finish()
+        state = pipeline.run().wait_until_finish()
     except Exception as error:
         if mistake := MISTAKE.search(_told(error)):
             raise ConfigError(mistake[1]) from error
         raise
+    if state != PipelineState.DONE:  # cancelled, say
+        raise RuntimeError(f"the job of Beam ended in the state {state}")
 
 
 def _told(error: BaseException) -> str:

@@ -39,13 +39,15 @@ def with_beam(
     out = out if is_remote(out) else os.path.abspath(out)
     scratch = epath.Path(out) / beam.SCRATCH
     if scratch.exists():
-        scratch.rmtree()  # of a start that was killed
+        scratch.rmtree()  # of a start that was killed: its results are not those of this one
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(functools.partial(_write_plan, scratch), plans))
     beam.run([plan.file for plan in plans], functools.partial(_writer, out), options)
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(functools.partial(_read_result, scratch), plans)
-    scratch.rmtree()
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            yield from pool.map(functools.partial(_read_result, scratch), plans)
+    finally:
+        scratch.rmtree()
 
 
 def _writer(out: str) -> Callable[[str], None]:

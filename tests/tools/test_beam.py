@@ -129,8 +129,6 @@ def test_finished_shards_are_left_and_damaged_ones_are_written_again(
     times = [file.stat().st_mtime_ns for file in files]
     files[0].unlink()
     files[1].write_bytes(files[1].read_bytes()[:-100])
-    (out / beam.SCRATCH).mkdir()  # of a start that was killed
-    (out / beam.SCRATCH / f"{files[0].name}.result.json").write_text("another's")
     capsys.readouterr()
     assert prepare_data.main(argv) == 0
     # The second worker finds all shards, and its word is the last.
@@ -192,6 +190,10 @@ def test_files_that_workers_have_kept_to_themselves_are_missed(
 ):
     monkeypatch.setattr(beam, "run", lambda pieces, make, options: None)
     out = tmp_path / "out"
+    stale = out / beam.SCRATCH / "train-00000-of-00003.array_record.result.json"
+    stale.parent.mkdir(parents=True)
+    facts = {"left_out": {}, "size": 1, "sha256": "", "written": True}
+    stale.write_text(json.dumps(facts))  # of a start that was killed
     line = refusal(capsys, program, [*commands[program](out), "--beam"])
     assert f"{out}: expected a folder that all workers share, got no {lost}" in line
     assert not (out / "manifest.json").exists()
@@ -312,8 +314,15 @@ def test_features_may_lie_in_buckets(more, commands, bucket, workers, tmp_path):
 def test_a_connection_that_breaks_does_not_leave_an_image_out(images, bucket, monkeypatch):
     (bucket / "images").symlink_to(images)
     plan = shards.plan("gs://bucket/images").shards[0]
-    monkeypatch.setattr(Buckets, "open", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no")))
-    with pytest.raises(ConfigError, match="OUT: cannot write"):
+    original = Buckets.open
+
+    def broken(self, path, mode="rb", **fields):
+        if "/images/" in str(path):
+            raise TimeoutError("no answer")
+        return original(self, path, mode, **fields)
+
+    monkeypatch.setattr(Buckets, "open", broken)
+    with pytest.raises(ConfigError, match="no answer"):
         shards.write_shard(plan, "gs://bucket/out")
 
 
