@@ -10,11 +10,14 @@ import argparse
 import importlib.util
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mae_jax.errors import ConfigError
 
-SCRATCH = "beam.tmp"  # folder of what workers write until it is whole; gone at the end
+if TYPE_CHECKING:
+    from etils import epath
+
+SCRATCH = "beam.tmp"  # folder of what workers write until it is whole; see `remove_scratch`
 # What Beam makes of an exception in a worker is a text with the worker's traceback in it.
 MISTAKE = re.compile(r"\bmae_jax\.errors\.ConfigError: (.*?)(?: \[while running .*)?$", re.M)
 
@@ -53,6 +56,12 @@ def require() -> None:
     """
     if importlib.util.find_spec("apache_beam") is None:
         raise ConfigError('--beam needs the package apache-beam: pip install "mae_jax[beam]"')
+
+
+def remove_scratch(out: epath.Path) -> None:
+    """Remove the scratch folder of a finished folder, if there is one, be it of a killed start."""
+    if (scratch := out / SCRATCH).exists():
+        scratch.rmtree()
 
 
 def run(

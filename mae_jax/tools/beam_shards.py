@@ -43,11 +43,8 @@ def with_beam(
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(functools.partial(_write_plan, scratch), plans))
     beam.run([plan.file for plan in plans], functools.partial(_writer, out), options)
-    try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            yield from pool.map(functools.partial(_read_result, scratch), plans)
-    finally:
-        scratch.rmtree()
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(functools.partial(_read_result, scratch), plans)
 
 
 def _writer(out: str) -> Callable[[str], None]:

@@ -205,6 +205,7 @@ def write(flags: argparse.Namespace) -> None:
         write_with_beam(flags, shards, missing)
     else:
         extraction.write(missing)
+    beam.remove_scratch(shards.folder)
     print(f"complete: {len(shards)} files")
 
 
@@ -222,8 +223,6 @@ def write_with_beam(flags: argparse.Namespace, shards: Shards, missing: Sequence
             f"--out={shards.folder}: expected a folder that all workers share, got no"
             f" {shards.path(lost[0]).name} in it"
         )
-    if shards.scratch is not None and shards.scratch.exists():
-        shards.scratch.rmtree()
 
 
 def _writer(flags: argparse.Namespace) -> Callable[[int], None]:

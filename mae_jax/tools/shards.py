@@ -39,7 +39,7 @@ from mae_jax.data.sources.prepared import (
 from mae_jax.data.transforms import BadExample, Decode, resize
 from mae_jax.errors import ConfigError
 from mae_jax.files import completed, is_remote, read_locally, written_locally
-from mae_jax.tools import manifests
+from mae_jax.tools import beam, manifests
 
 SHARD_BYTES = 128 * 2**20  # of images as they are in the folder; a shard of resized ones is smaller
 LEAST_SHARDS = 16  # that several processes have something to do
@@ -400,6 +400,7 @@ def prepare(plan: Plan, out: str, *, ensure: Ensure, max_bad_share: float) -> No
         if written:  # at once, that a log shows how far it is
             print(f"{shard.plan.file}: {len(shard.names):,} images", flush=True)
     finish(plan, [shards[one.file] for one in plan.shards], out)
+    beam.remove_scratch(folder)
     size = sum(shard.size for shard in shards.values())
     print(
         f"{out}: complete, {len(shards)} shards ({there} were there), {plan.images - bad:,} images,"

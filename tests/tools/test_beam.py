@@ -139,6 +139,20 @@ def test_finished_shards_are_left_and_damaged_ones_are_written_again(
     assert files[2].stat().st_mtime_ns == times[2]
 
 
+@pytest.mark.parametrize("program", MAIN)
+def test_one_machine_clears_up_after_a_killed_start_of_many(program, commands, tmp_path):
+    out = tmp_path / "out"
+    argv = commands[program](out)
+    assert MAIN[program](argv) == 0
+    before = contents(out)
+    name = next(name for name in sorted(before) if "00000-of" in name)
+    (out / name).unlink()
+    (out / beam.SCRATCH).mkdir()
+    (out / beam.SCRATCH / f"{name}.0123.tmp").touch()
+    assert MAIN[program](argv) == 0
+    assert contents(out) == before
+
+
 def test_missing_features_alone_are_extracted(commands, workers, tmp_path, monkeypatch):
     out = tmp_path / "out"
     argv = [*commands["extract"](out), "--beam"]
