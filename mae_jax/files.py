@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,7 @@ for _protocol in ("gcs", "s3"):
     fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
 
 
-def is_local(path: epath.PathLike) -> bool:
+def is_local(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is of this machine's file system, and not of a bucket."""
     return "://" not in os.fspath(path)
 
@@ -99,7 +101,11 @@ def refuse_existing(path: epath.Path, field: str) -> None:
 
 @contextlib.contextmanager
 def completed(
-    path: epath.Path, *, field: str = "--out", replace: bool = True
+    path: epath.Path,
+    *,
+    field: str = "--out",
+    replace: bool = True,
+    scratch: epath.Path | None = None,
 ) -> Iterator[epath.Path]:
     """Yield a name beside `path` to write to, a file or a folder; it becomes `path` at the end.
 
@@ -110,15 +116,21 @@ def completed(
       path: what is to be there.
       field: for messages.
       replace: whether a file that is there may be replaced.
+      scratch: folder on the same disk in which to write under a name that nobody else has, so that
+        several machines may write the same file at once; whoever gave it removes it.
 
     Raises:
       ConfigError: if it cannot be written, or is there and may not be replaced.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    if scratch is None:
+        temporary = path.with_name(f"{path.name}.tmp")
+    else:
+        temporary = scratch / f"{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         if not replace:
             refuse_existing(path, field)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in {path.parent, temporary.parent}:
+            folder.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         try:
             yield temporary
@@ -130,6 +142,28 @@ def completed(
             raise
     except OSError as error:
         raise ConfigError(f"{field}: cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def written_locally(path: epath.Path) -> Iterator[str]:
+    """Yield a local path to write a file to, for libraries that know no buckets; it is `path`'s."""
+    if is_local(path):
+        yield os.fspath(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = epath.Path(folder) / path.name
+        yield os.fspath(local)
+        local.copy(path, overwrite=True)
+
+
+@contextlib.contextmanager
+def read_locally(path: epath.Path) -> Iterator[str]:
+    """Yield a local path to read the file `path` from, a copy if that is in a bucket."""
+    if is_local(path):
+        yield os.fspath(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield os.fspath(path.copy(epath.Path(folder) / path.name))
 
 
 def _remove(path: epath.Path) -> None:

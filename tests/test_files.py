@@ -13,7 +13,16 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.errors import ConfigError
-from mae_jax.files import completed, create_text, encode_picture, require_bucket, write_text
+from mae_jax.files import (
+    completed,
+    create_text,
+    encode_picture,
+    is_local,
+    read_locally,
+    require_bucket,
+    write_text,
+    written_locally,
+)
 from tests.bucket import Bucket, served
 
 
@@ -173,3 +182,24 @@ def test_a_storage_whose_library_is_missing_is_refused_in_one_line(monkeypatch):
         require_bucket("s3://runs/demo", "--workdir")
     message = "--workdir: expected a bucket that is there and may be read, got s3://runs: "
     assert str(caught.value) == message + "Install s3fs to access S3"
+
+
+def test_several_may_write_the_same_file_at_once_with_names_in_a_scratch_folder(tmp_path):
+    path, scratch = epath.Path(tmp_path) / "file", epath.Path(tmp_path) / "scratch"
+    with completed(path, scratch=scratch) as first, completed(path, scratch=scratch) as second:
+        first.write_text("the same")
+        second.write_text("the same")
+        assert not path.exists()
+    assert path.read_text() == "the same"
+    assert list(scratch.iterdir()) == []
+
+
+def test_local_files_are_written_and_read_where_they_are(tmp_path):
+    path = epath.Path(tmp_path) / "file"
+    with written_locally(path) as local:
+        assert local == str(tmp_path / "file")
+        path.write_text("text")
+    with read_locally(path) as local:
+        assert local == str(tmp_path / "file")
+    assert is_local(path)
+    assert not is_local(epath.Path("gs://bucket/file"))

@@ -72,7 +72,7 @@ LIGHT = (
     *("flags", "request", "config", "recipes", "errors", "tools/__init__"),
     *("tools/family_table", "tools/bench"),
     *("tools/visualize", "tools/extract_features", "tools/export", "tools/convert_checkpoint"),
-    *("tools/prepare_data", "tools/checkpoints", "tools/communication"),
+    *("tools/prepare_data", "tools/checkpoints", "tools/communication", "tools/beam"),
 )
 
 
