@@ -196,6 +196,11 @@ def test_steps_are_reported_while_a_later_one_is_being_written(tmp_path):
         assert reported + checkpoints.committed(wait=True) == [3, 4]
 
 
+def large() -> dict[str, jax.Array]:
+    """Return parameters that take a while to write, for noise cannot be compressed."""
+    return {"kernel": jax.random.normal(jax.random.key(0), (4000, 2000))}
+
+
 def fail_to_write(checkpoints: Checkpoints, state: TrainState) -> None:
     """Start to save `state` and take the folder away before it is written."""
     checkpoints.save(state, data={}, meta={})
@@ -205,8 +210,7 @@ def fail_to_write(checkpoints: Checkpoints, state: TrainState) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads
 def test_save_that_fails_is_an_error_and_not_reported_as_saved(tmp_path):
-    # Enough to write that the folder is gone before the end.
-    state = make_state(params={"kernel": jnp.ones((3000, 1000))})
+    state = make_state(params=large())
     folder = tmp_path / "checkpoints"
     checkpoints = Checkpoints(folder)
     save(checkpoints, state)
@@ -226,7 +230,7 @@ def test_save_that_fails_is_an_error_and_not_reported_as_saved(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("moment", ["save", "close"])
 def test_save_that_failed_is_said_by_whatever_comes_next(tmp_path, moment):
-    state = make_state(params={"kernel": jnp.ones((3000, 1000))})
+    state = make_state(params=large())
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     fail_to_write(checkpoints, state)
     next_call = {
