@@ -100,22 +100,6 @@ def _is_within(path: str, folder: str) -> bool:
     return os.path.commonpath([path, folder]) == folder
 
 
-def _require_buckets(flags: argparse.Namespace) -> None:
-    """Refuse paths that no installed package can open."""
-    from etils import epath
-
-    for field, path in (("FOLDER", flags.folder), ("OUT", flags.out)):
-        if path is not None and "://" in path:
-            try:
-                epath.Path(path).exists()
-            except KeyError:  # of etils
-                raise ConfigError(
-                    f"{field}={path}: expected a local folder or gs://NAME/..., s3:// or az://"
-                ) from None
-            except (ImportError, ValueError) as error:
-                raise ConfigError(f"{field}={path}: {' '.join(str(error).split())}") from error
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
@@ -123,10 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     def program() -> int:
         flags = parse(argv)
         from mae_jax.data.processes import available_cores
+        from mae_jax.files import require_bucket
         from mae_jax.tools import beam_shards, shards  # imports numpy and Pillow
 
         processes = flags.processes or available_cores()
-        _require_buckets(flags)
+        for field, path in (("FOLDER", flags.folder), ("OUT", flags.out)):
+            if path is not None:
+                require_bucket(path, field)
         if flags.verify:
             shards.verify(flags.out, processes=processes)
             return 0

@@ -19,9 +19,10 @@ STUBS = HERE / "stubs"
 TIMEOUT = 60  # seconds; a script takes one or two
 
 
-def _heed_interrupts() -> None:
-    """Undo what a suite that runs in the background hands down: scripts cannot, once started."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.fixture(scope="session", autouse=True)
+def heeded_interrupts() -> None:
+    """Undo what a suite that runs in the background hands down: a script cannot, once started."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Stage:
@@ -61,7 +62,6 @@ class Stage:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=_heed_interrupts,
         )
 
     def run(self, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
