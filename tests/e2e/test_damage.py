@@ -86,6 +86,7 @@ def room_for(monkeypatch: pytest.MonkeyPatch, free: list[int]) -> None:
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", usage)
 
 
+@pytest.mark.drill
 def test_a_disk_without_room_for_one_step_is_refused_before_anything_is_compiled(
     tmp_path, monkeypatch
 ):
@@ -96,6 +97,7 @@ def test_a_disk_without_room_for_one_step_is_refused_before_anything_is_compiled
     assert "compiled" not in output
 
 
+@pytest.mark.drill
 def test_a_disk_that_becomes_full_ends_the_run_and_leaves_what_is_saved(
     whole, tmp_path, monkeypatch
 ):
@@ -126,6 +128,7 @@ def test_a_save_that_fails_ends_the_run_with_one_line(tmp_path, monkeypatch):
     assert "saved step 10" not in output
 
 
+@pytest.mark.drill
 def test_a_folder_in_use_is_refused_and_free_at_once_when_the_run_is_killed(tmp_path):
     workdir = tmp_path / "run"
     # Long enough to be there still.

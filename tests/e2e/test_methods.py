@@ -23,8 +23,10 @@ SHORT = {"run__save_every": "4", "run__log_every": "1", "eval__every": "0"}
 EXAMPLES = {"m3ae:demo": 20_000}
 # Not MAE, whose runs are in test_program.py, nor what has its encoder or is there to be compared.
 METHODS = [
-    # Minutes each; of the pyramids MixMIM's is left, the others are drills.
-    pytest.param(config, marks=pytest.mark.drill) if config.startswith("um_mae") else config
+    # Minutes each; of the pyramids HiViT's is left, the others are drills.
+    pytest.param(config, marks=pytest.mark.drill)
+    if config.startswith(("um_mae", "mixmim"))
+    else config
     for config in COMPARED.values()
     if config not in ("demo:64px", "um_mae:demo_vit", "simmim:demo")
 ]
