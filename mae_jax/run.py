@@ -27,7 +27,7 @@ from mae_jax.tasks.finetune import FinetuneTask
 from mae_jax.tasks.pretrain import PretrainTask
 from mae_jax.train import compiler, metrics, sharding
 from mae_jax.train.best import BestCheckpoint
-from mae_jax.train.checkpoint import Checkpoints, SaveError, abstract_state
+from mae_jax.train.checkpoint import Checkpoints, abstract_state
 from mae_jax.train.lock import FolderLock
 from mae_jax.train.loop import Cadence, NonFiniteError, StepFn, train
 from mae_jax.train.partition import merge, restrict, select
@@ -109,10 +109,10 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
     """Carry out a run, in every process of its job alike.
 
     Returns:
-      The exit status: 0 finished, 75 stopped and saved, 1 stopped because it diverged or because
-      a step could not be saved.
+      The exit status: 0 finished, 75 stopped and saved, 1 stopped because it diverged.
 
     Raises:
+      StopError: if a step or a line of its metrics cannot be written.
       ConfigError: for a mistake in configuration or data; nearly always before anything is
         compiled or written, and if data go bad later, after the state is saved.
     """
@@ -153,6 +153,7 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
         resumed = restore_newest(checkpoints, parts.target)
         first = 0 if resumed is None else resumed.step
         console = Console(parts.total_steps, first, quiet=not is_first_process)
+        closing.callback(console.close)
         peak = metrics.peak_flops(list(parts.mesh.devices.flat))
         rows = build.rows_of(config, parts.readers[0])
         throughput = metrics.Throughput(rows, parts.task.step_flops(), peak[0], goodput)
@@ -208,10 +209,6 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
         except NonFiniteError as error:
             console.close()
             return _diverged(console, request, error)
-        except SaveError as error:
-            console.close()
-            console.say(f"stopped: {error}")
-            return FAILED
         console.close()
         if step > first:
             beat = writer.heartbeat

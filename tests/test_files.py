@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +13,17 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.errors import ConfigError
-from mae_jax.files import completed, encode_picture
+from mae_jax.files import (
+    completed,
+    create_text,
+    encode_picture,
+    is_local,
+    read_locally,
+    require_bucket,
+    write_text,
+    written_locally,
+)
+from tests.bucket import Bucket, served
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
@@ -99,3 +112,94 @@ def test_a_picture_is_a_png_and_a_film_a_gif():
         for number in range(5):
             shown.seek(number)
             np.testing.assert_array_equal(np.asarray(shown.convert("RGB")), film[number])
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[Bucket]:
+    """Return a stand-in of a bucket, which libraries take for one."""
+    pytest.importorskip("gcsfs", reason='buckets need gcsfs: pip install "mae_jax[gcs]"')
+    with served() as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        yield bucket
+
+
+def folder(where: str, tmp_path, request) -> epath.Path:
+    """Return a folder on a disk or on a bucket."""
+    if where == "disk":
+        return epath.Path(tmp_path)
+    return epath.Path(request.getfixturevalue("bucket").path("folder"))
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_a_text_is_written_and_replaced_and_nothing_stays_beside_it(where, tmp_path, request):
+    path = folder(where, tmp_path, request) / "a.json"
+    for text in ("one", "another"):
+        write_text(path, text)
+        assert path.read_text() == text
+        assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_an_object_is_written_once_and_not_renamed(bucket, monkeypatch):
+    monkeypatch.setattr(bucket, "move", None)
+    write_text(epath.Path(bucket.path("folder/a.json")), "one")
+    assert bucket.objects["folder/a.json"].content == b"one"
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_of_many_that_make_a_file_one_succeeds(where, tmp_path, request):
+    path = folder(where, tmp_path, request) / "lock"
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda number: create_text(path, f"of {number}"), range(8)))
+    assert made.count(True) == 1
+    assert path.read_text() == f"of {made.index(True)}"
+    assert not create_text(path, "of another")
+
+
+def test_what_others_write_to_a_bucket_after_a_look_into_it_is_seen(bucket):
+    path = epath.Path(bucket.path("folder"))
+    bucket.write("folder/lock", b"short")
+    assert [p.name for p in path.iterdir()] == ["lock"]
+    bucket.write("folder/lock", b"longer than before")
+    bucket.write("folder/new", b"")
+    assert (path / "lock").read_text() == "longer than before"
+    assert (path / "new").exists()
+    assert sorted(p.name for p in path.iterdir()) == ["lock", "new"]
+
+
+def test_a_bucket_that_is_not_there_is_refused_in_one_line(bucket, tmp_path):
+    require_bucket(tmp_path, "--workdir")
+    require_bucket(bucket.path("folder/not/yet/there"), "--workdir")
+    with pytest.raises(ConfigError) as caught:
+        require_bucket("gs://no-such-bucket/run", "--workdir")
+    message = "--workdir: expected a bucket that is there and may be read, got gs://no-such-bucket"
+    assert str(caught.value) == message
+
+
+def test_a_storage_whose_library_is_missing_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ConfigError) as caught:
+        require_bucket("s3://runs/demo", "--workdir")
+    message = "--workdir: expected a bucket that is there and may be read, got s3://runs: "
+    assert str(caught.value) == message + "Install s3fs to access S3"
+
+
+def test_several_may_write_the_same_file_at_once_with_names_in_a_scratch_folder(tmp_path):
+    path, scratch = epath.Path(tmp_path) / "file", epath.Path(tmp_path) / "scratch"
+    with completed(path, scratch=scratch) as first, completed(path, scratch=scratch) as second:
+        first.write_text("the same")
+        second.write_text("the same")
+        assert not path.exists()
+    assert path.read_text() == "the same"
+    assert list(scratch.iterdir()) == []
+
+
+def test_local_files_are_written_and_read_where_they_are(tmp_path):
+    path = epath.Path(tmp_path) / "file"
+    with written_locally(path) as local:
+        assert local == str(tmp_path / "file")
+        path.write_text("text")
+    with read_locally(path) as local:
+        assert local == str(tmp_path / "file")
+    assert is_local(path)
+    assert not is_local(epath.Path("gs://bucket/file"))

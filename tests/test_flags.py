@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from mae_jax.errors import ConfigError, StopError
+from mae_jax.flags import exit_status
 from tests.helpers import ROOT, environment
 
 # A program is a module with a parser of its own.
@@ -41,3 +43,18 @@ def test_help_and_a_typo_are_answered_without_jax(program, flag):
     assert f"STATUS {0 if flag == '--help' else 2} []" in done.stdout
     if flag == "--hlep":
         assert "error: --hlep: there is no such flag; did you mean --help?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ConfigError("seed: expected a number"), 2, "error: seed: expected a number"),
+        (StopError("the disk is full"), 1, "stopped: the disk is full"),
+    ],
+)
+def test_what_ends_a_program_is_one_line_and_a_status(capsys, error, status, line):
+    def program() -> int:
+        raise error
+
+    assert exit_status(program) == status
+    assert capsys.readouterr().err == f"{line}\n"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from mae_jax import job
-from mae_jax.errors import ConfigError
+from mae_jax.errors import ConfigError, StopError
 from mae_jax.job import Job, SeveralProcesses
 from tests.memory_store import Memory
 
@@ -164,3 +164,31 @@ def test_a_crash_ends_its_process_at_once_and_is_shown(capsys):
     said = capsys.readouterr().err
     assert said.startswith("process 1 of 2:\nTraceback")
     assert "ZeroDivisionError: crash" in said
+
+
+def test_what_keeps_one_process_from_going_on_ends_it_with_one_line(capsys):
+    def act(one: Job) -> object:
+        with one.guard():
+            if one.index == 1:
+                raise StopError("checkpoint of step 3 was not saved: the disk is full")
+        return "goes on"
+
+    first, second = together(2, act)
+    assert (first, second.args) == ("goes on", (1,))
+    assert capsys.readouterr().err == (
+        "stopped: checkpoint of step 3 was not saved: the disk is full\n"
+    )
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_by_all(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    folder = tmp_path / "file" / "run"
+
+    def act(one: Job) -> None:
+        with one.guard():
+            one.agree_on_folder(folder)
+
+    assert all(error.args == (2,) for error in together(3, act))
+    said = f"--workdir={folder}: expected a folder to write to, got: Not a directory"
+    lines = [f"error: {said}"] + [f"error: process 0: {said}"] * 2
+    assert sorted(capsys.readouterr().err.splitlines()) == sorted(lines)

@@ -38,7 +38,7 @@ ALLOWED = {
     },
     "api": {
         *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
-        *("train", "build", "__init__"),
+        *("train", "build", "files", "__init__"),
     },
     "convert": {
         *("errors", "types", "files", "recipes", "nn", "models", "pretrain", "train", "build"),
@@ -48,7 +48,8 @@ ALLOWED = {
     "job": {"errors", "train"},
     "distributed": {"errors", "job"},
     "main": {
-        *("errors", "config", "distributed", "flags", "request", "run", "measure", "__init__"),
+        *("errors", "config", "distributed", "files", "flags", "request", "run", "measure"),
+        "__init__",
     },
     "tools": {
         *("errors", "types", "config", "flags", "nn", "data", "models", "tasks", "train", "build"),
@@ -71,7 +72,7 @@ LIGHT = (
     *("flags", "request", "config", "recipes", "errors", "tools/__init__"),
     *("tools/family_table", "tools/bench"),
     *("tools/visualize", "tools/extract_features", "tools/export", "tools/convert_checkpoint"),
-    *("tools/prepare_data", "tools/checkpoints", "tools/communication"),
+    *("tools/prepare_data", "tools/checkpoints", "tools/communication", "tools/beam"),
 )
 
 

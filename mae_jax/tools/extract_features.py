@@ -1,6 +1,7 @@
 """Features and labels of every example of a split, in files that can be read without us.
 
     python -m mae_jax.tools.extract_features --checkpoint=runs/demo --out=features
+    python -m mae_jax.tools.extract_features ... --beam -- --runner=FlinkRunner ...
 
 Flags are parsed here, without jax or flax, so that a typo is answered at once.
 """
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 from mae_jax.errors import ConfigError
 from mae_jax.flags import Parser, exit_status
+from mae_jax.tools import beam
 
 FORMATS = ("npz", "array_record")
 POOLS = ("mean", "cls", "tokens", "logits")
@@ -50,16 +52,19 @@ def make_parser() -> Parser:
         "--shard_size", type=int, default=4096, metavar="N", help="examples a file, default 4096"
     )
     parser.add_argument("--format", choices=FORMATS, default="npz", help="default: npz")
+    beam.add_flag(parser)
     return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the flags.
+    """Return the flags, with `beam_options`.
 
     Raises:
       ConfigError: if a flag is unknown, missing, or has a value that cannot be.
     """
+    argv, beam_options = beam.split(argv)
     flags = make_parser().parse(argv)
+    flags.beam_options = beam_options
     for name in ("checkpoint", "out"):
         if not getattr(flags, name):
             raise ConfigError(f"--{name}: expected a folder, got nothing")
@@ -80,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def program() -> int:
         flags = parse(argv)
+        if flags.beam:
+            beam.require()
         from mae_jax.tools import features  # imports jax
 
         features.write(flags)

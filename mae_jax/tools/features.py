@@ -9,7 +9,7 @@ import hashlib
 import io
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import jax
@@ -18,12 +18,14 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from flax import traverse_util
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from mae_jax import api, build
 from mae_jax.data import loader
 from mae_jax.data.sources import Source, open_split, other_data, source_fields
-from mae_jax.files import completed
-from mae_jax.tools import manifests
+from mae_jax.errors import ConfigError
+from mae_jax.files import completed, is_local, written_locally
+from mae_jax.tools import beam, manifests
 from mae_jax.tools.outputs import Output, Variables, choose, output_shape, outputs, variables
 from mae_jax.train import sharding
 from mae_jax.types import Params
@@ -40,12 +42,14 @@ class Shards:
       total: number of examples of the split.
       size: examples of a file; the last one may have fewer.
       format: "npz" or "array_record".
+      scratch: see `mae_jax.files.completed`.
     """
 
     folder: epath.Path
     total: int
     size: int
     format: str
+    scratch: epath.Path | None = None
 
     def __len__(self) -> int:
         return -(-self.total // self.size)
@@ -67,12 +71,15 @@ class Shards:
 
         An npz file holds the arrays. A record of an array_record file is an npz file of one row.
         """
-        with completed(self.path(number)) as temporary:
+        with (
+            completed(self.path(number), scratch=self.scratch) as temporary,
+            written_locally(temporary) as local,
+        ):
             if self.format == "npz":
-                with temporary.open("wb") as file:
+                with open(local, "wb") as file:
                     _save(file, arrays)
                 return
-            writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+            writer = ArrayRecordWriter(local, "group_size:1")
             for row in zip(*arrays.values(), strict=True):
                 record = io.BytesIO()
                 _save(record, dict(zip(arrays, row, strict=True)))
@@ -84,67 +91,160 @@ def _save(file: IO[bytes], arrays: Mapping[str, Any]) -> None:
     np.savez(file, **arrays)
 
 
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """What is to be extracted, and into which files.
+
+    Attributes:
+      model: has the parameters and says how images are prepared.
+      pool: name of the output.
+      output: from images to features.
+      data: `config.data` of the examples.
+      source: of the examples.
+      shards: divides them; the size is a multiple of `batch_size`, so that an example has the same
+        batch wherever we begin.
+      batch_size: images at a time.
+    """
+
+    model: api.Pretrained
+    pool: str
+    output: Output
+    data: ConfigDict
+    source: Source
+    shards: Shards
+    batch_size: int
+
+    @classmethod
+    def open(cls, flags: argparse.Namespace) -> Extraction:
+        """Load and open what the flags of `mae_jax.tools.extract_features` name.
+
+        Raises:
+          ConfigError: if the checkpoint or the data are no good.
+        """
+        model = api.load(flags.checkpoint)
+        pool = flags.pool or next(iter(outputs(model)))
+        output = choose(model, pool)
+        given = {"source": flags.source, "path": flags.path, "eval_split": flags.split}
+        data = other_data(model.config.data, given)
+        source = open_split(data, data.eval_split)
+        folder = epath.Path(flags.out).expanduser()
+        scratch = folder / beam.SCRATCH if flags.beam else None
+        shards = Shards(folder, len(source), flags.shard_size, flags.format, scratch)
+        return cls(model, pool, output, data, source, shards, flags.batch_size)
+
+    def claim(self) -> None:
+        """Claim the folder for these features.
+
+        Raises:
+          ConfigError: if it holds others.
+        """
+        model, shards = self.model, self.shards
+        manifests.claim(
+            shards.folder / "features.json",
+            {
+                "checkpoint": {
+                    "step": model.step,
+                    "averaged": model.averaged,
+                    "parameters": digest(model.params | {"extra": model.extra}),
+                },
+                "source": {
+                    "name": self.data.source,
+                    "split": self.data.eval_split,
+                    **source_fields(self.data),
+                    "fingerprint": self.source.fingerprint(),
+                },
+                "features": {
+                    "pool": self.pool,
+                    "shape": list(output_shape(model, self.output)),
+                    "products": np.dtype(build.compute_dtype(model.config)).name,
+                },
+                "files": {
+                    "format": shards.format,
+                    "count": len(shards),
+                    "examples": shards.total,
+                    "shard_size": shards.size,
+                    "batch_size": self.batch_size,
+                },
+            },
+            files="features-*-of-*",
+            field="--out",
+        )
+
+    def write(self, numbers: Sequence[int]) -> None:
+        """Write some shards, in ascending order; says of each that it is there."""
+        shards = self.shards
+        mesh = sharding.make_mesh(-1, 1)
+        for number, arrays in extract(
+            self.model, self.output, self.source, shards, numbers, self.batch_size, mesh
+        ):
+            shards.write(number, arrays)
+            bad = arrays["replaced"].sum()
+            note = f", {bad} of them bad, with the features of the next good one" if bad else ""
+            # At once, that a log shows how far it is.
+            print(f"{shards.path(number).name}: {len(arrays['index'])} examples{note}", flush=True)
+
+
 def write(flags: argparse.Namespace) -> None:
     """Write what the flags of `mae_jax.tools.extract_features` ask for and is not there yet.
 
     Raises:
       ConfigError: if the checkpoint or the data are no good, or the folder holds other features.
     """
-    model = api.load(flags.checkpoint)
-    pool = flags.pool or next(iter(outputs(model)))
-    output = choose(model, pool)
-    given = {"source": flags.source, "path": flags.path, "eval_split": flags.split}
-    data = other_data(model.config.data, given)
-    source = open_split(data, data.eval_split)
-    folder = epath.Path(flags.out).expanduser()
-    shards = Shards(folder, len(source), flags.shard_size, flags.format)
-    shape = list(output_shape(model, output))
-    manifests.claim(
-        folder / "features.json",
-        {
-            "checkpoint": {
-                "step": model.step,
-                "averaged": model.averaged,
-                "parameters": digest(model.params | {"extra": model.extra}),
-            },
-            "source": {
-                "name": data.source,
-                "split": data.eval_split,
-                **source_fields(data),
-                "fingerprint": source.fingerprint(),
-            },
-            "features": {
-                "pool": pool,
-                "shape": shape,
-                "products": np.dtype(build.compute_dtype(model.config)).name,
-            },
-            "files": {
-                "format": shards.format,
-                "count": len(shards),
-                "examples": shards.total,
-                "shard_size": shards.size,
-                "batch_size": flags.batch_size,
-            },
-        },
-        files="features-*-of-*",
-        field="--out",
-    )
+    extraction = Extraction.open(flags)
+    extraction.claim()
+    model, data, shards = extraction.model, extraction.data, extraction.shards
     missing = shards.missing()
     weights = ", averaged weights" if model.averaged else ""
     print(
-        f"{folder}: {pool} {shape} of {shards.total:,} examples, {data.source} {data.eval_split},"
-        f" step {model.step}{weights}"
+        f"{shards.folder}: {extraction.pool} {list(output_shape(model, extraction.output))} of"
+        f" {shards.total:,} examples, {data.source} {data.eval_split}, step {model.step}{weights}"
     )
     if len(missing) < len(shards):
         print(f"{len(shards) - len(missing)} of {len(shards)} files are there already")
-    mesh = sharding.make_mesh(-1, 1)
-    for number, arrays in extract(model, output, source, shards, missing, flags.batch_size, mesh):
-        shards.write(number, arrays)
-        bad = arrays["replaced"].sum()
-        note = f", {bad} of them bad, with the features of the next good one" if bad else ""
-        # At once, that a log shows how far it is.
-        print(f"{shards.path(number).name}: {len(arrays['index'])} examples{note}", flush=True)
+    if flags.beam:
+        write_with_beam(flags, shards, missing)
+    else:
+        extraction.write(missing)
+    beam.remove_scratch(shards.folder)
     print(f"complete: {len(shards)} files")
+
+
+def write_with_beam(flags: argparse.Namespace, shards: Shards, missing: Sequence[int]) -> None:
+    """Have workers of Beam write the shards that are missing.
+
+    Raises:
+      ConfigError: if workers do not see the folders of `flags`, under the same path, or if their
+        checkpoint or examples are others than those that the folder is claimed for.
+    """
+    if missing:
+        beam.run(missing, functools.partial(_writer, _with_whole_paths(flags)), flags.beam_options)
+    if lost := shards.missing():
+        raise ConfigError(
+            f"--out={shards.folder}: expected a folder that all workers share, got no"
+            f" {shards.path(lost[0]).name} in it"
+        )
+
+
+def _writer(flags: argparse.Namespace) -> Callable[[int], None]:
+    """Return what a worker does with the number of a shard."""
+    extraction = Extraction.open(flags)
+    extraction.claim()  # a run that goes on may have a newer step by now
+
+    def write_one(number: int) -> None:
+        if not extraction.shards.path(number).exists():
+            extraction.write([number])
+
+    return write_one
+
+
+def _with_whole_paths(flags: argparse.Namespace) -> argparse.Namespace:
+    """Return flags that mean the same in another folder, where Beam's workers run."""
+    paths = {
+        name: os.path.abspath(os.path.expanduser(getattr(flags, name)))
+        for name in ("checkpoint", "out")
+        if is_local(getattr(flags, name))
+    }
+    return argparse.Namespace(**vars(flags) | paths)
 
 
 def digest(params: Params) -> str:

@@ -2,6 +2,7 @@
 
     python -m mae_jax.tools.prepare_data FOLDER OUT --short_side=256
     python -m mae_jax.tools.prepare_data --verify OUT
+    python -m mae_jax.tools.prepare_data FOLDER OUT --beam -- --runner=FlinkRunner ...
 
 The same command goes on where it was stopped. Train on it with `--config.data.source=prepared
 --config.data.path=OUT`. Flags are parsed here, without numpy, so that a typo is answered at once.
@@ -10,12 +11,14 @@ The same command goes on where it was stopped. Train on it with `--config.data.s
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
 
 from mae_jax.errors import ConfigError
 from mae_jax.flags import Parser, exit_status
+from mae_jax.tools import beam
 
 
 def make_parser() -> Parser:
@@ -56,24 +59,28 @@ def make_parser() -> Parser:
         metavar="X",
         help="of images that may be left out; ten may in any case; default 0.001",
     )
+    beam.add_flag(parser)
     return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the flags, with `folder` (None with --verify) and `out`.
+    """Return the flags, with `folder` (None with --verify), `out` and `beam_options`.
 
     Raises:
       ConfigError: if a flag is unknown, missing, or has a value that cannot be.
     """
+    argv, beam_options = beam.split(argv)
     flags = make_parser().parse(argv)
+    flags.beam_options = beam_options
     expected = "OUT" if flags.verify else "FOLDER OUT"
     if len(flags.folders) != len(expected.split()) or "" in flags.folders:
         given = " ".join(flags.folders) or "nothing"
         raise ConfigError(f"expected {expected}, got {given}")
     *folder, flags.out = map(os.path.expanduser, flags.folders)
     flags.folder = folder[0] if folder else None
-    if "://" in flags.out:
-        raise ConfigError(f"OUT={flags.out}: expected a local folder")
+    if flags.beam and (flags.verify or flags.processes):
+        other = "--verify" if flags.verify else "--processes"
+        raise ConfigError(f"--beam: expected no {other} with it, Beam's options say how many")
     if flags.folder is not None and _is_within(flags.out, flags.folder):
         raise ConfigError(f"OUT={flags.out}: expected a folder outside of FOLDER={flags.folder}")
     for name, least in (("short_side", 0), ("shards", 1), ("processes", 1)):
@@ -87,6 +94,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _is_within(path: str, folder: str) -> bool:
+    if ("://" in path) != ("://" in folder):
+        return False
     path, folder = os.path.realpath(path), os.path.realpath(folder)
     return os.path.commonpath([path, folder]) == folder
 
@@ -98,16 +107,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     def program() -> int:
         flags = parse(argv)
         from mae_jax.data.processes import available_cores
-        from mae_jax.tools import shards  # imports numpy and Pillow
+        from mae_jax.files import require_bucket
+        from mae_jax.tools import beam_shards, shards  # imports numpy and Pillow
 
         processes = flags.processes or available_cores()
+        for field, path in (("FOLDER", flags.folder), ("OUT", flags.out)):
+            if path is not None:
+                require_bucket(path, field)
         if flags.verify:
             shards.verify(flags.out, processes=processes)
             return 0
+        ensure: shards.Ensure = functools.partial(shards.in_processes, processes=processes)
+        if flags.beam:
+            beam.require()
+            ensure = functools.partial(beam_shards.with_beam, options=flags.beam_options)
         plan = shards.plan(
             flags.folder, shards.Options(flags.short_side, flags.quality), flags.shards
         )
-        shards.prepare(plan, flags.out, processes=processes, max_bad_share=flags.max_bad_share)
+        shards.prepare(plan, flags.out, ensure=ensure, max_bad_share=flags.max_bad_share)
         return 0
 
     return exit_status(program)

@@ -26,7 +26,7 @@ def list_steps(directory: str) -> int:
         for path in sorted(others):
             if path.name not in map(str, steps):
                 kind = "set aside" if ".refused" in path.name else "not a step"
-                print(f"{path.name}  {_size(path)}  {kind}")
+                print(f"{path.name}  {_size_and_time(path)[0]:,} bytes  {kind}")
     return 0
 
 
@@ -70,7 +70,8 @@ def _opened(directory: str) -> Iterator[Checkpoints]:
 def _described(checkpoints: Checkpoints, step: int) -> str:
     """Return the line of a step: bytes, when, whether it is whole, of what, and its items."""
     path = checkpoints.path(step)
-    when = datetime.datetime.fromtimestamp(path.stat().mtime).isoformat(" ", "seconds")
+    size, time = _size_and_time(path)
+    when = datetime.datetime.fromtimestamp(time).isoformat(" ", "seconds")
     there = sorted(item.name for item in path.iterdir() if item.is_dir())
     try:
         missing = [item for item in checkpoints.items(step) if item not in there]
@@ -78,7 +79,7 @@ def _described(checkpoints: Checkpoints, step: int) -> str:
         what = f"{whole}  {_written_by(checkpoints.read_json(step, 'meta'))}"
     except StepError as error:
         what = error.reason
-    return f"step {step}  {_size(path)}  {when}  {what}  [{' '.join(there)}]"
+    return f"step {step}  {size:,} bytes  {when}  {what}  [{' '.join(there)}]"
 
 
 def _written_by(meta: dict[str, Any]) -> str:
@@ -89,13 +90,17 @@ def _written_by(meta: dict[str, Any]) -> str:
     return f"{config.get('task', 'pretrain')} {name}, mae_jax {meta.get('mae_jax')}"
 
 
-def _size(path: epath.Path) -> str:
-    """Return the bytes of all files below a folder."""
-    folders, total = [path], 0
+def _size_and_time(path: epath.Path) -> tuple[int, int]:
+    """Return the bytes of all files below a folder, and when the newest was written.
+
+    Not the time of the folder: on a bucket it has none.
+    """
+    folders, total, newest = [path], 0, 0
     while folders:
         for child in folders.pop().iterdir():
             if child.is_dir():
                 folders.append(child)
-            else:
-                total += child.stat().length
-    return f"{total:,} bytes"
+                continue
+            facts = child.stat()
+            total, newest = total + facts.length, max(newest, facts.mtime)
+    return total, newest

@@ -16,7 +16,7 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -38,8 +38,8 @@ from mae_jax.data.sources.prepared import (
 )
 from mae_jax.data.transforms import BadExample, Decode, resize
 from mae_jax.errors import ConfigError
-from mae_jax.files import completed
-from mae_jax.tools import manifests
+from mae_jax.files import completed, is_local, read_locally, written_locally
+from mae_jax.tools import beam, manifests
 
 SHARD_BYTES = 128 * 2**20  # of images as they are in the folder; a shard of resized ones is smaller
 LEAST_SHARDS = 16  # that several processes have something to do
@@ -125,11 +125,15 @@ class Plan:
         return sum(len(shard.names) for shard in self.shards)
 
 
+# Yields each shard of some plans in a folder, and whether it had to be written, in any order.
+Ensure = Callable[[Sequence[ShardPlan], str], Iterator[tuple[Shard, bool]]]
+
+
 def plan(folder: str, options: Options = Options(), shards: int | None = None) -> Plan:
     """Divide the images of a folder: those of a split, sorted by name, into equal parts.
 
     Args:
-      folder: as the folder source takes it.
+      folder: as the folder source takes it, or one of a bucket.
       options: what is made of each image.
       shards: number of shards of the training split, a validation split has as many by its share;
         None: so many that each is of `SHARD_BYTES`, but `LEAST_SHARDS` if there are as many images.
@@ -186,7 +190,7 @@ def plan(folder: str, options: Options = Options(), shards: int | None = None) -
 
 def _size(path: str) -> int:
     try:
-        return os.path.getsize(path)
+        return os.path.getsize(path) if is_local(path) else epath.Path(path).stat().length
     except OSError:
         return -1
 
@@ -226,56 +230,74 @@ def _channels(data: bytes) -> int:
         return 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
 
 
-def write_shard(plan: ShardPlan, out: str) -> Shard:
+def write_shard(plan: ShardPlan, out: str, scratch: epath.Path | None = None) -> Shard:
     """Write a shard into the folder `out`; the same plan and files give the same bytes.
 
     Images that cannot be decoded are left out.
+
+    Args:
+      plan: what it is made of.
+      out: a folder, or one of a bucket.
+      scratch: see `mae_jax.files.completed`.
 
     Raises:
       ConfigError: if it cannot be written.
     """
     left_out = {}
     path = epath.Path(out) / plan.file
-    with completed(path, field="OUT") as temporary:
+    remote = not is_local(plan.root)
+    with (
+        completed(path, field="OUT", scratch=scratch) as temporary,
+        written_locally(temporary) as local,
+    ):
         try:
-            writer = ArrayRecordWriter(os.fspath(temporary), WRITER)
+            writer = ArrayRecordWriter(local, WRITER)
             for name, label in zip(plan.names, plan.labels, strict=True):
                 try:
-                    with open(os.path.join(plan.root, name), "rb") as file:
-                        image = prepare_image(file.read(), plan.options)
+                    data = epath.Path(os.path.join(plan.root, name)).read_bytes()
+                    image = prepare_image(data, plan.options)
                 except (BadExample, OSError) as error:
+                    if remote and not isinstance(error, (BadExample, FileNotFoundError)):
+                        raise  # of the network: the image may be a good one
                     left_out[name] = " ".join(str(error).split())
                     continue
                 writer.write(join_record(name, label, image))
             writer.close()
         except RuntimeError as error:  # array_record's, of a full disk for one
             raise OSError(" ".join(str(error).split())) from error
-    shard = _read_shard(plan, os.fspath(path))
+    shard = _read_shard(plan, path)
     if shard.left_out.keys() != left_out.keys():
         raise RuntimeError(f"{path} cannot be read back as it was written")
     return dataclasses.replace(shard, left_out=left_out)
 
 
-def ensure_shard(plan: ShardPlan, out: str) -> tuple[Shard, bool]:
+def ensure_shard(
+    plan: ShardPlan, out: str, scratch: epath.Path | None = None
+) -> tuple[Shard, bool]:
     """Return the shard of the folder `out`, and whether it had to be written.
 
     It is written if there is none, or one that is damaged or of other images.
     """
-    path = os.path.join(out, plan.file)
+    path = epath.Path(out) / plan.file
     try:
-        if os.path.exists(path) and (shard := _read_shard(plan, path)).names:
+        if path.exists() and (shard := _read_shard(plan, path)).names:
             return shard, False
     except OSError:
         pass
-    return write_shard(plan, out), True
+    return write_shard(plan, out, scratch), True
 
 
-def _read_shard(plan: ShardPlan, path: str) -> Shard:
+def _read_shard(plan: ShardPlan, path: epath.Path) -> Shard:
     """Read a shard through; of one that is cut off there are no records.
 
     Raises:
       OSError: if it is damaged, or holds images of another plan.
     """
+    with read_locally(path) as local:
+        return _read_local_shard(plan, local)
+
+
+def _read_local_shard(plan: ShardPlan, path: str) -> Shard:
     names, labels = [], []
     try:
         reader = ArrayRecordReader(path)
@@ -291,13 +313,13 @@ def _read_shard(plan: ShardPlan, path: str) -> Shard:
     if [one for one in planned if one[0] in held] != list(zip(names, labels, strict=True)):
         raise OSError(f"{path} does not hold the planned images")
     left_out = dict.fromkeys((name for name in plan.names if name not in held), "")
-    size, digest = os.path.getsize(path), _sha256(path)
+    size, digest = os.path.getsize(path), _sha256(epath.Path(path))
     return Shard(plan, tuple(names), tuple(labels), size, digest, left_out)
 
 
-def _sha256(path: str) -> str:
+def _sha256(path: epath.Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -341,8 +363,14 @@ def finish(plan: Plan, shards: Sequence[Shard], out: str) -> None:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def prepare(plan: Plan, out: str, *, processes: int, max_bad_share: float) -> None:
+def prepare(plan: Plan, out: str, *, ensure: Ensure, max_bad_share: float) -> None:
     """Write what the folder `out` lacks of the shards of a plan, and the manifest; says how far.
+
+    Args:
+      plan: of all shards.
+      out: a folder, or one of a bucket.
+      ensure: calls `ensure_shard` for each, here (`in_processes`) or elsewhere.
+      max_bad_share: of the images that may be left out.
 
     Raises:
       ConfigError: if the folder holds something else, if it cannot be written, or if more images
@@ -356,7 +384,7 @@ def prepare(plan: Plan, out: str, *, processes: int, max_bad_share: float) -> No
     allowed = allowed_bad(max_bad_share, plan.images)
     shards: dict[str, Shard] = {}
     bad = there = 0
-    for shard, written in _ensured(plan.shards, out, processes):
+    for shard, written in ensure(plan.shards, out):
         shards[shard.plan.file] = shard
         there += not written
         for name, reason in shard.left_out.items():
@@ -372,6 +400,7 @@ def prepare(plan: Plan, out: str, *, processes: int, max_bad_share: float) -> No
         if written:  # at once, that a log shows how far it is
             print(f"{shard.plan.file}: {len(shard.names):,} images", flush=True)
     finish(plan, [shards[one.file] for one in plan.shards], out)
+    beam.remove_scratch(folder)
     size = sum(shard.size for shard in shards.values())
     print(
         f"{out}: complete, {len(shards)} shards ({there} were there), {plan.images - bad:,} images,"
@@ -392,7 +421,9 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode(errors="replace")
 
 
-def _ensured(plans: Sequence[ShardPlan], out: str, processes: int) -> Iterator[tuple[Shard, bool]]:
+def in_processes(
+    plans: Sequence[ShardPlan], out: str, *, processes: int
+) -> Iterator[tuple[Shard, bool]]:
     """Yield each shard, as soon as it is there, and whether it had to be written."""
     if processes == 1:
         for one in plans:
@@ -427,9 +458,9 @@ def verify(out: str, *, processes: int) -> None:
     files = [file for part in parts for file in (*part["shards"], part["index"])]
 
     def is_right(file: dict[str, Any]) -> bool:
-        path = os.path.join(out, file["file"])
+        path = epath.Path(out) / file["file"]
         try:
-            return os.path.getsize(path) == file["bytes"] and _sha256(path) == file["sha256"]
+            return path.stat().length == file["bytes"] and _sha256(path) == file["sha256"]
         except OSError:
             return False
 

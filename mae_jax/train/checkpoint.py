@@ -24,7 +24,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from mae_jax.errors import ConfigError
+from mae_jax.errors import ConfigError, StopError
+from mae_jax.files import is_local
 from mae_jax.train import checksums, quiet
 from mae_jax.train.state import TrainState
 from mae_jax.types import Params
@@ -50,8 +51,8 @@ class StepError(ConfigError):
         self.reason = reason
 
 
-class SaveError(RuntimeError):
-    """A step could not be written; the message is one line."""
+class SaveError(StopError):
+    """A step could not be written."""
 
 
 class Checkpoints:
@@ -73,7 +74,7 @@ class Checkpoints:
         before_save: Callable[[], None] = lambda: None,
     ):
         # Orbax takes absolute paths alone; a bucket's name is one.
-        self._is_local = "://" not in str(directory)
+        self._is_local = is_local(directory)
         self.directory = epath.Path(os.path.abspath(directory) if self._is_local else directory)
         self._before_save = before_save
         self._pending: list[int] = []

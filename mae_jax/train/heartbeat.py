@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 
 from etils import epath
+
+from mae_jax.files import write_text
 
 
 class Heartbeat:
@@ -48,9 +51,8 @@ class Heartbeat:
         self._written = time.monotonic()
         known = {"step": step, "time": time.time()}
         counts = {"restarts": self.restarts, "steps_again": self.steps_again}
-        beside = self._path.with_name("heartbeat.json.new")  # renamed: never half a file
-        beside.write_text(json.dumps(known | counts) + "\n")
-        beside.replace(self._path)
+        with contextlib.suppress(OSError):  # of a full disk the next save has more to say
+            write_text(self._path, json.dumps(known | counts) + "\n")
 
     def _read(self) -> dict[str, int]:
         """Return what the last process wrote; nothing if there is no such file, or a broken one."""

@@ -18,7 +18,8 @@ from typing import Any
 
 from etils import epath
 
-from mae_jax.errors import ConfigError
+from mae_jax.errors import ConfigError, needs_to_write
+from mae_jax.files import create_text, write_text
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -45,7 +46,6 @@ class FolderLock:
         self._folder = epath.Path(folder)
         self._path = self._folder / "lock"
         self._active = active
-        self._is_local = "://" not in str(folder)
         self._token = uuid.uuid4().hex
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lock heartbeat", daemon=True)
@@ -55,12 +55,13 @@ class FolderLock:
         """Take the lock.
 
         Raises:
-          ConfigError: if a run that is alive has it.
+          ConfigError: if a run that is alive has it, or the folder cannot be written to.
         """
         if self._active:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if not (self._is_local and self._create()):
-                self._take_over()
+            with needs_to_write(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                if not create_text(self._path, self._content()):
+                    self._take_over()
             self._thread.start()
         return self
 
@@ -89,15 +90,6 @@ class FolderLock:
                 f"{self._folder}: expected to be the only run there, but {self._path} is {whose};"
                 " nothing more is saved"
             )
-
-    def _create(self) -> bool:
-        """Make the file, if there is none: of two processes that try one succeeds."""
-        try:
-            with Path(self._path).open("x") as file:
-                file.write(self._content())
-        except FileExistsError:
-            return False
-        return True
 
     def _take_over(self) -> None:
         found = self._read()
@@ -148,12 +140,7 @@ class FolderLock:
         )
 
     def _write(self) -> None:
-        if not self._is_local:  # one object, there in full or not at all
-            self._path.write_text(self._content())
-            return
-        temporary = self._path.with_name(f"lock.{self._token}")
-        temporary.write_text(self._content())
-        temporary.replace(self._path)
+        write_text(self._path, self._content(), beside=self._token)
 
     def _read(self) -> dict[str, Any] | None:
         """Return what the file says; None: there is none, or none that can be read."""

@@ -109,6 +109,7 @@ def train(
             console.say(f"step {step}: loss or gradient not finite, update skipped")
         if in_a_row >= cadence.max_nonfinite_steps:
             report_saves(wait=True)
+            writer.flush()  # the rows that show how it came to that
             raise NonFiniteError(
                 f"loss or gradient not finite in {in_a_row} steps in a row, the last step {step};"
                 f" newest checkpoint: {checkpoints.latest_step()}"

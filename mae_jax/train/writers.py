@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tqdm
 from etils import epath
 
-from mae_jax.files import encode_picture
+from mae_jax.errors import StopError
+from mae_jax.files import encode_picture, is_local, write_text
 from mae_jax.train.heartbeat import Heartbeat
 from mae_jax.train.metrics import format_seconds
 
@@ -69,8 +71,17 @@ class Console:
             self._bar.close()
 
 
+@contextlib.contextmanager
+def _one_line(path: epath.Path) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be written into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StopError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 class RunWriter:
-    """Writes scalars and pictures of a run into its folder.
+    """Writes scalars and pictures of a run into its folder; every method may raise `StopError`.
 
     `metrics.jsonl` has one object a line, `step` and scalars; lines after `first_step`, which a
     killed run may have left, are dropped, so that a resumed run reads as one.
@@ -92,12 +103,11 @@ class RunWriter:
         self.heartbeat = Heartbeat(self._workdir, first_step, active=active)
         if not active:
             return
-        self._is_local = "://" not in str(workdir)
+        self._is_local = is_local(workdir)
         self._path = self._workdir / "metrics.jsonl"
         self._lines = _lines_up_to(self._path, first_step)
-        rewritten = self._workdir / "metrics.jsonl.new"  # renamed, so that a kill loses nothing
-        rewritten.write_text("".join(self._lines))
-        rewritten.replace(self._path)
+        with _one_line(self._path):
+            write_text(self._path, "".join(self._lines))
         self._tensorboard = None
         if self._is_local:
             from tensorboardX import SummaryWriter
@@ -113,7 +123,7 @@ class RunWriter:
         line = json.dumps({"step": step} | {k: _json_number(v) for k, v in values.items()}) + "\n"
         self._lines.append(line)
         if self._is_local:
-            with self._path.open("a") as file:
+            with _one_line(self._path), self._path.open("a") as file:
                 file.write(line)
         if self._tensorboard is not None:
             for name, value in values.items():
@@ -129,8 +139,9 @@ class RunWriter:
         encoded, suffix = encode_picture(image)
         prefix = "" if name == "pictures" else f"{name}_"
         folder = self._workdir / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{prefix}step_{step}{suffix}").write_bytes(encoded)
+        with _one_line(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{prefix}step_{step}{suffix}").write_bytes(encoded)
         if self._tensorboard is not None and image.ndim == 3:
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
 
@@ -139,17 +150,19 @@ class RunWriter:
         if not self._active:
             return
         folder = self._workdir / "tables"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}_step_{step}.csv").write_text(text)
+        with _one_line(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}_step_{step}.csv").write_text(text)
 
     def flush(self) -> None:
         """Bring everything to disk."""
         if not self._active:
             return
-        if not self._is_local:
-            self._path.write_text("".join(self._lines))
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
+        with _one_line(self._workdir):
+            if not self._is_local:
+                write_text(self._path, "".join(self._lines))
+            if self._tensorboard is not None:
+                self._tensorboard.flush()
 
     def close(self) -> None:
         """Flush and close."""

@@ -9,8 +9,16 @@ import time
 
 import pytest
 
+from tests.e2e.restored import digests
 from tests.e2e.rows import STEPS as STEPS_OF_ROWS
-from tests.helpers import assert_same_state, metrics, overrides, read_until, tiny_run
+from tests.helpers import (
+    assert_same_state,
+    metrics,
+    overrides,
+    read_until,
+    saved_arrays,
+    tiny_run,
+)
 from tests.processes import by_slurm, job, outcomes, run_job, told
 
 pytestmark = pytest.mark.multihost
@@ -145,6 +153,13 @@ def test_four_processes_go_on_as_one_and_as_four_again(alone, tmp_path):
     for count, end, workers in ((4, 13, 0), (1, 24, 1), (4, STEPS, 0)):
         more = f"--stop_at_step={end}", f"--config.run.workers={workers}"
         run_whole(workdir, count, *more)
+        saved = digests(saved_arrays(workdir, end).values())
+        for other in {1, 4} - {count}:
+            # Restored bit for bit by as many as go on, in each of them.
+            found = run_job(flags(workdir), other, module="tests.e2e.restored")
+            for status, output in found:
+                assert status == 0, output
+                assert output.splitlines()[-1].split() == ["restored", str(end), *saved]
     # The next batch was the right one each time.
     assert_alike(alone, workdir, at=range(5, STEPS + 1, 5))
 

@@ -105,6 +105,24 @@ class Stage:
         path = self.folder / f"{name}.log"
         return path.read_text().splitlines() if path.exists() else []
 
+    def programs(self) -> dict[str, int]:
+        """Return the pid of each process of the job in `run` of the folder, by its number.
+
+        Of the program itself, not of a stub; found in /proc.
+        """
+        found = {}
+        for process in (name for name in os.listdir("/proc") if name.isdigit()):
+            try:
+                command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+                environ = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it has just ended
+            is_ours = f"--workdir={self.folder}/run".encode() in command
+            if is_ours and command[1:3] == [b"-m", b"mae_jax.main"]:
+                variables = dict(item.split(b"=", 1) for item in environ if b"=" in item)
+                found[variables[b"MAE_JAX_PROCESS_ID"].decode()] = int(process)
+        return found
+
     def survivors(self) -> list[int]:
         """Return the programs that are alive still."""
         path = self.folder / "pids"

@@ -9,30 +9,13 @@ import threading
 
 import pytest
 
-from tests.launch.conftest import LAUNCH, ROOT, Stage, is_alive
+from tests.launch.conftest import LAUNCH, ROOT, is_alive
 
 FLAGS = (
     *("--config=demo", "--config.batch_size=16", "--config.run.save_every=20"),
     *("--config.model.depth=1", "--config.model.decoder_depth=1", "--config.eval.batch_size=16"),
     *("--config.eval.readouts=False", "--config.eval.pictures=0", "--config.eval.every=100000"),
 )
-
-
-def programs(stage: Stage) -> dict[str, int]:
-    """Return the pid of each process of the job, by its number."""
-    found = {}
-    for folder in (f for f in os.listdir("/proc") if f.isdigit()):
-        try:
-            with open(f"/proc/{folder}/cmdline", "rb") as file:
-                command = file.read().split(b"\0")
-            with open(f"/proc/{folder}/environ", "rb") as file:
-                variables = dict(v.split(b"=", 1) for v in file.read().split(b"\0") if b"=" in v)
-        except OSError:
-            continue  # it has just ended
-        is_ours = f"--workdir={stage.folder}/run".encode() in command
-        if is_ours and command[1:3] == [b"-m", b"mae_jax.main"]:
-            found[variables[b"MAE_JAX_PROCESS_ID"].decode()] = int(folder)
-    return found
 
 
 @pytest.mark.drill
@@ -60,13 +43,13 @@ def test_a_pod_goes_on_after_a_kill_and_stops_at_sigterm(stage):
         raise AssertionError(f"ended without {part!r}: {''.join(said)}")
 
     read_until("saved step 40")
-    first = programs(stage)
+    first = stage.programs()
     assert sorted(first) == ["0", "1"]
     os.kill(first["1"], signal.SIGKILL)
     read_until("resumed from step ")
     assert int(said[-1].split()[-1]) >= 40
     read_until("saved step ")
-    second = programs(stage)
+    second = stage.programs()
     assert not {*first.values()} & {*second.values()}
     running.send_signal(signal.SIGTERM)
     read_until("everything is saved")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import shutil
 from pathlib import Path
 
@@ -42,11 +44,13 @@ def run(capsys: pytest.CaptureFixture[str], *flags: str | Path) -> tuple[int, li
 def test_steps_are_listed_with_what_they_hold(workdir, capsys):
     (workdir / "checkpoints" / "4.refused").mkdir()
     (workdir / "checkpoints" / "6.orbax-checkpoint-tmp").mkdir()
+    for path in (workdir / "checkpoints" / "3").rglob("*"):
+        os.utime(path, (0, datetime.datetime(2001, 2, 3, 12).timestamp()))
     status, lines = run(capsys, "ls", workdir)
     assert status == 0
     assert len(lines) == 4
     size = sum(p.stat().st_size for p in (workdir / "checkpoints/3").rglob("*") if p.is_file())
-    assert lines[0].startswith(f"step 3  {size:,} bytes  20")
+    assert lines[0].startswith(f"step 3  {size:,} bytes  2001-02-03 ")
     assert "  complete  pretrain mae vit_s, mae_jax 0.0.7  " in lines[0]
     assert lines[0].endswith("[checksums data ema meta params train]")
     assert lines[1].startswith("step 5  ")

@@ -63,3 +63,13 @@ def test_other_processes_write_nothing(tmp_path, clock):
     beat.beat(1)
     beat.write(2)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_beat_that_cannot_be_written_ends_no_run(tmp_path, clock):
+    heart = Heartbeat(tmp_path, 0)
+    (tmp_path / "heartbeat.json.new").mkdir()
+    heart.write(7)
+    assert read(tmp_path)["step"] == 0
+    (tmp_path / "heartbeat.json.new").rmdir()
+    heart.write(8)
+    assert read(tmp_path)["step"] == 8

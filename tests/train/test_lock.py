@@ -18,6 +18,7 @@ import pytest
 from mae_jax.errors import ConfigError
 from mae_jax.train import lock
 from mae_jax.train.lock import FolderLock
+from tests.bucket import served
 
 
 def found(folder: Path) -> dict[str, Any]:
@@ -90,10 +91,10 @@ def test_run_on_another_host_whose_heart_beats_is_alive(tmp_path, age, gone, mon
 def test_run_on_another_host_that_is_silent_is_waited_for_and_taken_over(
     tmp_path, age, monkeypatch, caplog
 ):
-    clock, waited = time.time, []
-    monkeypatch.setattr(time, "time", lambda: clock() + sum(waited))
+    now, waited = time.time(), []
+    monkeypatch.setattr(time, "time", lambda: now + sum(waited))
     monkeypatch.setattr(time, "sleep", waited.append)
-    write(tmp_path, host="elsewhere", pid=7, heartbeat=clock() - age)
+    write(tmp_path, host="elsewhere", pid=7, heartbeat=now - age)
     with FolderLock(tmp_path) as held:
         assert held.note.startswith("took over the lock of process 7 on elsewhere")
     assert 60 - age <= sum(waited) <= 62 - age
@@ -228,3 +229,29 @@ def test_other_processes_of_a_run_do_nothing(tmp_path):
     assert found(tmp_path)["token"] == "another"
     with FolderLock(tmp_path / "new", active=False):
         assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    folder = tmp_path / "file" / "run"
+    message = f"--workdir={folder}: expected a folder to write to, got: Not a directory"
+    with pytest.raises(ConfigError) as refusal, FolderLock(folder):
+        pass
+    assert str(refusal.value) == message
+
+
+def test_lock_in_a_bucket_is_that_of_one_run(monkeypatch):
+    pytest.importorskip("gcsfs", reason='buckets need gcsfs: pip install "mae_jax[gcs]"')
+    with served() as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        folder = bucket.path("run")
+        with FolderLock(folder) as held:
+            assert json.loads(bucket.objects["run/lock"].content)["pid"] == os.getpid()
+            with pytest.raises(ConfigError, match=f"^{folder}: expected a folder that no run"):
+                FolderLock(folder).__enter__()
+            held.check()
+            bucket.write("run/lock", bucket.objects["run/lock"].content.replace(b"token", b"other"))
+            with pytest.raises(ConfigError, match="nothing more is saved"):
+                held.check()
+        assert bucket.names("run/") == ["lock"]  # that of the other one

@@ -402,6 +402,13 @@ def test_too_many_skipped_updates_in_a_row_end_the_run_and_are_not_saved(
     assert 6 not in bench.writer.steps("train/loss")
 
 
+def test_rows_are_on_disk_when_a_run_diverges(bench):
+    bench.bad_steps = frozenset({4, 5, 6})
+    with pytest.raises(NonFiniteError):
+        bench.train(max_nonfinite_steps=3, log_every=1, save_every=100)
+    assert bench.writer.flushed == len(bench.writer.rows) == 5
+
+
 def test_error_names_the_newest_checkpoint(bench):
     bench.bad_steps = frozenset({8, 9})
     with pytest.raises(NonFiniteError, match=r"the last step 9; newest checkpoint: 5$"):

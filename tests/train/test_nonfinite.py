@@ -14,7 +14,7 @@ import pytest
 
 from mae_jax.pretrain import mae
 from mae_jax.tasks.pretrain import PretrainTask
-from mae_jax.train import loop
+from mae_jax.train import loop, sharding
 from mae_jax.train.checkpoint import Checkpoints, abstract_state
 from mae_jax.train.loop import Cadence, NonFiniteError
 from mae_jax.train.metrics import Throughput
@@ -129,6 +129,27 @@ def test_run_goes_on_after_some_infinite_steps(program, tmp_path, bad_steps, cap
     said = capsys.readouterr().out
     assert said.count("loss or gradient not finite, update skipped") == len(bad_steps)
     assert "step 7: loss" in said
+
+
+def test_infinite_pixel_on_one_device_skips_the_update_on_all(program):
+    """As of one process: each holds a row, and one of them is bad."""
+    mesh = sharding.make_mesh(8, 1)
+    state = jax.device_put(program.fresh, sharding.replicated(mesh))
+    pixels = np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 3)).astype(np.float32)
+    pixels[5, 5, 6, 2] = np.inf
+    batch = sharding.put_batch({"image": pixels}, sharding.batch_sharding(mesh))
+    after, _ = program.step_fn(state, batch)
+    assert int(after.step) == 1
+    for before, leaf in zip(
+        jax.tree.leaves((state.params, state.opt_state, state.ema)),
+        jax.tree.leaves((after.params, after.opt_state, after.ema)),
+        strict=True,
+    ):
+        assert len(leaf.addressable_shards) == 8
+        for shard in leaf.addressable_shards:
+            assert np.asarray(shard.data).tobytes() == np.asarray(before).tobytes()
+    for shard in after.counters.nonfinite_steps.addressable_shards:
+        assert int(shard.data) == 1
 
 
 @pytest.mark.slow

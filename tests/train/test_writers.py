@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from mae_jax.errors import StopError
 from mae_jax.train.writers import Console, RunWriter
 
 PROGRESS = {"train/loss": 0.98765, "train/learning_rate": 1.5e-4, "train/images_per_second": 1234.5}
@@ -181,3 +183,23 @@ def test_bar_appears_with_the_first_step(capsys, monkeypatch):
     assert " 0/200" in terminal.getvalue()  # it is drawn again after a tenth of a second
     console.close()
     assert capsys.readouterr().out == "started from scratch\n"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "pictures", "tables"])
+def test_what_cannot_be_written_is_one_line(tmp_path, name):
+    writer = RunWriter(tmp_path)
+    if name == "metrics.jsonl":
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("not a folder")
+    write = {
+        "metrics.jsonl": lambda: writer.scalars(1, {"train/loss": 1.0}),
+        "pictures": lambda: writer.picture(1, "pictures", np.zeros((2, 2, 3), np.uint8)),
+        "tables": lambda: writer.table(1, "classes", "a,b"),
+    }[name]
+    with pytest.raises(StopError) as stopped:
+        write()
+    reason = "Is a directory" if name == "metrics.jsonl" else "File exists"
+    assert str(stopped.value) == f"{tmp_path / name} cannot be written: {reason}"
+    writer.close()

@@ -14,11 +14,14 @@ Layout, in the order in which it is decided:
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from etils import epath
 
 from mae_jax.data.sources import EVAL_SPLITS, is_training
 from mae_jax.errors import ConfigError
@@ -97,7 +100,10 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> Files:
 
 def open_folder(kind: type[Kind], split: str, *, path: str, held_out: float) -> Kind:
     """Return a split of the files of some kind below `path`; see `make`."""
-    root = _descend(existing_folder(path, kind), kind)
+    return _open_below(_descend(existing_folder(path, kind), kind), kind, split, held_out)
+
+
+def _open_below(root: str, kind: type[Kind], split: str, held_out: float) -> Kind:
     if split == "all":
         names = _find(root, kind)
         return by_folder(kind, root, names, _classes(names))
@@ -121,12 +127,16 @@ def open_folder(kind: type[Kind], split: str, *, path: str, held_out: float) -> 
 def own_splits(path: str) -> dict[str, Files]:
     """Return "train" and "val" of a folder that has both, else all its images as "train".
 
+    Args:
+      path: a folder, or one of a bucket (gs://...), of which names and labels can be taken.
+
     Raises:
       ConfigError: naming `data.path`, if there is nothing to read.
     """
-    if _split_roots(_descend(existing_folder(path), Files)) is None:
-        return {"train": make("all", path=path)}
-    return {split: make(split, path=path) for split in ("train", "val")}
+    root = _descend(path if "://" in path else existing_folder(path), Files)
+    if _split_roots(root) is None:
+        return {"train": _open_below(root, Files, "all", 0)}
+    return {split: _open_below(root, Files, split, 0) for split in ("train", "val")}
 
 
 def by_folder(kind: type[Kind], root: str, names: Sequence[str], classes: Sequence[str]) -> Kind:
@@ -176,7 +186,42 @@ def existing_folder(path: str, kind: type[Files] = Files) -> str:
     return path
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+class _Entry(Protocol):
+    """What is used of `os.DirEntry`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    def is_file(self) -> bool: ...
+    def is_dir(self) -> bool: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _BucketEntry:
+    """An `_Entry` of a folder of a bucket, which has no links."""
+
+    name: str
+    path: str
+    folder: bool
+
+    def is_file(self) -> bool:
+        return not self.folder
+
+    def is_dir(self) -> bool:
+        return self.folder
+
+
+def _entries(folder: str) -> list[_Entry]:
+    if "://" in folder:
+        # The first that `walk` gives is the folder itself, with one listing.
+        _, folders, files = next(epath.Path(folder).walk(), (None, [], []))
+        kinds = [(name, True) for name in folders] + [(name, False) for name in files]
+        return [
+            _BucketEntry(name, f"{folder.rstrip('/')}/{name}", is_folder)
+            for name, is_folder in kinds
+            if name and not name.startswith(".")
+        ]
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
@@ -186,7 +231,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         ) from error
 
 
-def _is_one(entry: os.DirEntry[str], kind: type[Files]) -> bool:
+def _is_one(entry: _Entry, kind: type[Files]) -> bool:
     return entry.name.lower().endswith(kind.extensions) and _leads_to(entry.is_file)
 
 
@@ -235,8 +280,12 @@ def _split_roots(root: str) -> tuple[str, str] | None:
     """Return the folders of the two splits, if there are both."""
     train = os.path.join(root, "train")
     others = [os.path.join(root, name) for name in EVAL_SPLITS]
-    val = next((folder for folder in others if os.path.isdir(folder)), None)
-    return None if val is None or not os.path.isdir(train) else (train, val)
+    val = next((folder for folder in others if _is_folder(folder)), None)
+    return None if val is None or not _is_folder(train) else (train, val)
+
+
+def _is_folder(path: str) -> bool:
+    return epath.Path(path).is_dir() if "://" in path else os.path.isdir(path)
 
 
 def _top(name: str) -> str | None:

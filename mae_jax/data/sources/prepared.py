@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
 
 from mae_jax.data.sources import array_record, is_training
 from mae_jax.data.sources.folder import existing_folder, held_out_names
@@ -151,16 +152,15 @@ def read_manifest(folder: str) -> dict[str, Any]:
     Raises:
       ConfigError: naming `data.path`, if it is not there, or not such a manifest.
     """
-    path = os.path.join(folder, MANIFEST)
-    if not os.path.exists(path):
-        started = os.path.exists(os.path.join(folder, STARTED))
+    path = epath.Path(folder) / MANIFEST
+    if not path.exists():
+        started = (epath.Path(folder) / STARTED).exists()
         reason = "it is not finished, start prepare_data again" if started else "see prepare_data"
         raise ConfigError(
             f"data.path: expected a folder with {MANIFEST}, got none in {folder}: {reason}"
         )
     try:
-        with open(path, encoding="utf-8") as file:
-            manifest = json.load(file)
+        manifest = json.loads(path.read_text())
         version = manifest["format"]
         if version == FORMAT:
             for part in manifest["splits"].values():
@@ -182,9 +182,9 @@ def check_sizes(folder: str, part: Mapping[str, Any]) -> None:
       ConfigError: naming `data.path` and the file.
     """
     for shard in part["shards"]:
-        path = os.path.join(folder, shard["file"])
+        path = epath.Path(folder) / shard["file"]
         try:
-            size: int | None = os.path.getsize(path)
+            size: int | None = path.stat().length
         except OSError:
             size = None
         if size != shard["bytes"]:
@@ -201,10 +201,9 @@ def read_index(folder: str, part: Mapping[str, Any]) -> dict[str, list[Any]]:
     Raises:
       ConfigError: naming `data.path` and the file, if it is not the one of the manifest.
     """
-    path = os.path.join(folder, part["index"]["file"])
+    path = epath.Path(folder) / part["index"]["file"]
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"data.path: cannot read {path}: {error.strerror}") from error
     if (digest := hashlib.sha256(data).hexdigest()) != part["index"]["sha256"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import shutil
@@ -30,7 +31,8 @@ def write_classes(root: Path) -> str:
 
 def prepare(path: str, out: Path, **options: int) -> str:
     plan = shards.plan(path, shards.Options(**options), shards=4)
-    shards.prepare(plan, str(out), processes=1, max_bad_share=0.0)
+    ensure = functools.partial(shards.in_processes, processes=1)
+    shards.prepare(plan, str(out), ensure=ensure, max_bad_share=0.0)
     return str(out)
 
 
