@@ -17,7 +17,7 @@ ALLOWED = {
     "config": {"errors"},
     "nn": {"errors", "types", "nn"},
     "losses": {"errors", "types", "losses"},
-    "data": {"errors", "lookup", "types", "data"},
+    "data": {"errors", "files", "lookup", "types", "data"},
     "models": {"errors", "types", "nn", "losses", "models"},
     "pretrain": {"errors", "types", "nn", "models", "pretrain"},
     "tasks": {"errors", "types", "losses", "models", "pretrain", "tasks"},

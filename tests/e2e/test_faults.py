@@ -122,7 +122,7 @@ def of_its_own(pid: int) -> Iterator[int]:
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the processes in /proc")
 def test_data_workers_of_a_run_that_is_killed_or_stopped_end_with_it(tmp_path):
     for number, ended in ((signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)):
-        flags = tiny_run(tmp_path / "run", epochs="40.0", run__workers="2")
+        flags = tiny_run(tmp_path / number.name, epochs="40.0", run__workers="2")
         process = start(flags)
         try:
             read_until(process, "step 10/")

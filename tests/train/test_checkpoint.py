@@ -202,10 +202,16 @@ def large() -> dict[str, jax.Array]:
 
 
 def fail_to_write(checkpoints: Checkpoints, state: TrainState) -> None:
-    """Start to save `state` and take the folder away before it is written."""
+    """Start to save `state` and put a file in the place of its folder before it is written."""
     checkpoints.save(state, data={}, meta={})
     (unfinished,) = checkpoints.directory.glob("*.orbax-checkpoint-tmp")
-    unfinished.rename(checkpoints.directory.parent / "away")
+    aside = checkpoints.directory.parent
+    (aside / "obstacle").write_text("no folder")
+    for number in itertools.count():
+        unfinished.rename(aside / f"away_{number}")
+        with contextlib.suppress(IsADirectoryError):  # Orbax was faster, and has made it again
+            (aside / "obstacle").rename(unfinished)
+            return
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads

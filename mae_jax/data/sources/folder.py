@@ -25,6 +25,7 @@ from etils import epath
 
 from mae_jax.data.sources import EVAL_SPLITS, is_training
 from mae_jax.errors import ConfigError
+from mae_jax.files import is_local
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -133,7 +134,7 @@ def own_splits(path: str) -> dict[str, Files]:
     Raises:
       ConfigError: naming `data.path`, if there is nothing to read.
     """
-    root = _descend(path if "://" in path else existing_folder(path), Files)
+    root = _descend(existing_folder(path) if is_local(path) else path, Files)
     if _split_roots(root) is None:
         return {"train": _open_below(root, Files, "all", 0)}
     return {split: _open_below(root, Files, split, 0) for split in ("train", "val")}
@@ -177,7 +178,7 @@ def existing_folder(path: str, kind: type[Files] = Files) -> str:
     """
     if not path:
         raise ConfigError(f"data.path: expected a folder of {kind.what}, got an empty string")
-    if "://" in path:
+    if not is_local(path):
         raise ConfigError(f"data.path: expected a local folder, got {path}")
     path = os.path.expanduser(path)
     if not os.path.isdir(path):
@@ -213,7 +214,7 @@ class _BucketEntry:
 
 
 def _entries(folder: str) -> list[_Entry]:
-    if "://" in folder:
+    if not is_local(folder):
         # The first that `walk` gives is the folder itself, with one listing.
         _, folders, files = next(epath.Path(folder).walk(), (None, [], []))
         kinds = [(name, True) for name in folders] + [(name, False) for name in files]
@@ -285,7 +286,7 @@ def _split_roots(root: str) -> tuple[str, str] | None:
 
 
 def _is_folder(path: str) -> bool:
-    return epath.Path(path).is_dir() if "://" in path else os.path.isdir(path)
+    return os.path.isdir(path) if is_local(path) else epath.Path(path).is_dir()
 
 
 def _top(name: str) -> str | None:
