@@ -318,13 +318,8 @@ def _compile(parts: Parts, config: ConfigDict) -> jax.stages.Compiled:
     """Compile the step once, ahead of time: another shape is then an error, not a new program."""
     by_row = sharding.batch_sharding(parts.mesh)
     batch = build.batch_of(parts.task.module, build.rows_of(config, parts.readers[0]), by_row)
-    jitted = jax.jit(
-        functools.partial(parts.training.step, schedule=parts.schedule),
-        in_shardings=(_shardings(parts.target), by_row),
-        out_shardings=(_shardings(parts.target), sharding.replicated(parts.mesh)),
-        donate_argnums=0,
-    )
-    lowered = jitted.lower(parts.target, batch)
+    step = functools.partial(parts.training.step, schedule=parts.schedule)
+    lowered = compiler.lower_step(step, parts.target, batch)
     platform = parts.mesh.devices.flat[0].platform
     return compiler.compile_step(lowered, platform, remat=config.run.remat != "none")
 

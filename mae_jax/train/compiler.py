@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from etils import epath
 
 from mae_jax.errors import ConfigError
+from mae_jax.train import sharding
 
 OPTIONS: dict[str, dict[str, Any]] = {
     # In the order that XLA chooses by itself, made for cores that have nothing to do, a step needs
@@ -16,6 +19,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
 }
 """What XLA is told, by platform; `XLA_FLAGS` in the environment says the rest."""
+
+
+def lower_step(step: Callable[..., Any], target: Any, batch: Any) -> jax.stages.Lowered:
+    """Trace a training step that leaves state and batch where they are, and the state donated.
+
+    Args:
+      step: (state, batch, whole=...) -> (state, metrics), as `train_step`.
+      target: the state, of `jax.ShapeDtypeStruct` leaves with shardings.
+      batch: likewise.
+    """
+    placed, rows = (jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (target, batch))
+    everywhere = sharding.replicated(target.step.sharding.mesh)
+    jitted = jax.jit(
+        functools.partial(step, whole=functools.partial(sharding.whole, shardings=placed.params)),
+        in_shardings=(placed, rows),
+        out_shardings=(placed, everywhere),
+        donate_argnums=0,
+    )
+    return jitted.lower(target, batch)
 
 
 def compile_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -70,6 +71,36 @@ def state_sharding(shapes: Any, mesh: Mesh) -> Any:
     """Return the shardings of a tree of shapes (a train state, or parameters alone)."""
     fsdp = mesh.shape["fsdp"]
     return jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, fsdp)), shapes)
+
+
+def whole(params: Any, shardings: Any) -> Any:
+    """Return parameters that each device has in full, and whose gradients are spread like them.
+
+    For XLA spreads what is computed as it finds its operands spread. Where a matrix is cut along
+    its outputs it may go on with a part of the width of all rows of the batch, and exchange
+    activations in every layer, in place of parameters.
+
+    Args:
+      params: a tree.
+      shardings: where its leaves are.
+    """
+    return jax.tree.map(_whole, params, shardings)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _whole(x: jax.Array, where: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(where.mesh, P()))
+
+
+def _whole_forward(x: jax.Array, where: NamedSharding) -> tuple[jax.Array, None]:
+    return _whole(x, where), None
+
+
+def _whole_backward(where: NamedSharding, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, where),)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

@@ -29,6 +29,7 @@ def train_step(
     ema_decay: float = 0.0,
     trainable: Any | None = None,
     rate_factors: Any | None = None,
+    whole: Callable[[Params], Params] = lambda params: params,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Make one update.
 
@@ -50,6 +51,7 @@ def train_step(
         known to the optimiser, updated and averaged. None: all.
       rate_factors: tree of floats like the parameters, by which the rate of each is multiplied
         (layer-wise decay). None: 1 for all.
+      whole: makes of spread parameters what the task computes with; see `sharding.whole`.
 
     Returns:
       The new state and float32 scalars: the task's metrics, `loss`, `learning_rate`, `grad_norm`,
@@ -58,7 +60,11 @@ def train_step(
     rng = Rng(jax.random.key(seed), state.step)
     batch = task.prepare(batch, rng)
     before = select(state.params, trainable)
-    loss, metrics, extra, grads = _gradients(task, state, before, batch, rng, accumulation)
+
+    def loss_of(trained: Params, batch: Batch, rng: Rng) -> tuple:
+        return task.loss(whole(merge(state.params, trained)), state.extra, batch, rng)
+
+    loss, metrics, extra, grads = _gradients(loss_of, before, batch, rng, accumulation)
     grad_norm = optax.tree.norm(grads)
     learning_rate = schedule(state.step)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -104,13 +110,9 @@ def _averaged(ema: Params | None, params: Params, decay: float) -> Params | None
 
 
 def _gradients(
-    task: Task, state: TrainState, trained: Params, batch: Batch, rng: Rng, accumulation: int
+    loss_of: Callable[..., tuple], trained: Params, batch: Batch, rng: Rng, accumulation: int
 ) -> tuple[jax.Array, dict[str, jax.Array], Any, Params]:
     """Return loss, metrics, extra state, gradients of `trained`: means over the parts."""
-
-    def loss_of(trained: Params, batch: Batch, rng: Rng) -> tuple:
-        return task.loss(merge(state.params, trained), state.extra, batch, rng)
-
     loss_and_grad = jax.value_and_grad(loss_of, has_aux=True)
     if accumulation == 1:
         (loss, (metrics, extra)), grads = loss_and_grad(trained, batch, rng)

@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from mae_jax.errors import ConfigError
 from mae_jax.tasks.pretrain import PretrainTask
-from mae_jax.train import sharding
+from mae_jax.train import compiler, sharding
+from mae_jax.train.checkpoint import abstract_state
 from mae_jax.train.optimizer import adamw
 from mae_jax.train.state import TrainState
 from mae_jax.train.step import train_step
@@ -136,24 +137,24 @@ def train_on(mesh: Mesh, task: PretrainTask, state: TrainState, accumulation: in
     """Make a few steps from `state`, compiled as `mae_jax.run` compiles them."""
     shardings = sharding.state_sharding(state, mesh)
     by_row = sharding.batch_sharding(mesh)
-    step_fn = jax.jit(
-        functools.partial(
-            train_step,
-            task=task,
-            optimizer=OPTIMIZER,
-            schedule=lambda step: RATE + 0.0 * step,
-            seed=SEED,
-            accumulation=accumulation,
-            ema_decay=0.9,
-        ),
-        in_shardings=(shardings, by_row),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
+    step = functools.partial(
+        train_step,
+        task=task,
+        optimizer=OPTIMIZER,
+        schedule=lambda step: RATE + 0.0 * step,
+        seed=SEED,
+        accumulation=accumulation,
+        ema_decay=0.9,
     )
+    placed = [sharding.put_batch(batch, by_row) for batch in batches()]
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row), placed[0]
+    )
+    compiled = compiler.lower_step(step, abstract_state(state, shardings), batch).compile()
     state = jax.device_put(jax.tree.map(np.asarray, state), shardings)
     rows = []
-    for batch in batches():
-        state, metrics = step_fn(state, sharding.put_batch(batch, by_row))
+    for batch in placed:
+        state, metrics = compiled(state, batch)
         rows.append(jax.device_get(metrics))
     losses, norms, masks = (
         np.array([row[name] for row in rows]) for name in ("loss", "grad_norm", "masks")

@@ -16,7 +16,7 @@ from mae_jax.train import sharding
 from mae_jax.train.checkpoint import abstract_state
 from mae_jax.train.resume import restore_newest
 from mae_jax.train.state import TrainState
-from tests.train.test_resume import flip, opened, state_at
+from tests.train.test_resume import cut_in_half, opened, state_at
 
 
 def main(port: str, index: int, folder: Path) -> None:
@@ -38,7 +38,7 @@ def main(port: str, index: int, folder: Path) -> None:
             checkpoints.committed(wait=True)
         if index == 0:
             for path in (folder / "30" / "params").glob("ocdbt.process_1/d/*"):
-                flip(path)
+                cut_in_half(path)
         multihost_utils.sync_global_devices("damaged")
         for _ in range(2):
             resumed = restore_newest(checkpoints, abstract_state(shapes, shardings))
