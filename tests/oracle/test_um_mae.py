@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -313,7 +314,7 @@ def _epsilon_of(module: types.ModuleType) -> Callable[[pytest.MonkeyPatch], None
 
 
 def _block_epsilon(patch: pytest.MonkeyPatch) -> None:
-    for module in (swin, pvt):
+    for module in (pyramid, pvt):
         patch.setattr(module, "BLOCK_EPSILON", 1e-6)
 
 
@@ -362,8 +363,7 @@ def _one_replaced_less(patch: pytest.MonkeyPatch) -> None:
 
 
 def _tanh_gelu(patch: pytest.MonkeyPatch) -> None:
-    gelu = blocks.nn.gelu
-    patch.setattr(blocks.nn, "gelu", lambda x, approximate: gelu(x, approximate=True))
+    patch.setattr(blocks, "gelu", lambda x: flax.linen.gelu(x, approximate=True))
 
 
 def _biased_variance(patch: pytest.MonkeyPatch) -> None:
