@@ -208,7 +208,7 @@ class Classification:
             rows = {name: batch[name][::views] for name in ("label", "weight")}
             return rows | judge(logits, rows["label"])
 
-        self._judged = jax.jit(judged, out_shardings=placement.replicated)
+        self._judged = placement.compiled(judged)
 
     def on(self, held_out: HostBatches) -> Classification:
         """Return the same measurement of other examples; nothing is compiled again."""

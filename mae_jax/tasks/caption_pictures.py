@@ -44,7 +44,7 @@ class CaptionPictures(Pictures):
             # The captions too, for the host has the rows of its own process alone.
             return task.call("words", params, batch, plan), hidden, batch["text"], lengths
 
-        self._words = jax.jit(words, out_shardings=placement.replicated)
+        self._words = placement.compiled(words)
 
     def run(self, params: Params, extra: Any) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the picture, uint8 [height, width, 3]."""

@@ -30,13 +30,25 @@ class Placement:
 
     Attributes:
       put: host batch -> the same on the devices.
-      replicated: the sharding of what comes back to the host.
+      replicated: the sharding of what every device has in full.
       seed: of the run; the masks of evaluation are fixed by it.
     """
 
     put: Callable[[dict[str, np.ndarray]], Batch]
     replicated: jax.sharding.Sharding
     seed: int
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of parameters and more, compiled, whose results the host can read.
+
+        Each device has the parameters in full for it, spread as they may be, for XLA would spread
+        the activations likewise: see `mae_jax.train.sharding.whole`.
+        """
+
+        def on_whole(params: Params, *others: Any) -> Any:
+            return function(jax.lax.with_sharding_constraint(params, self.replicated), *others)
+
+        return jax.jit(on_whole, out_shardings=self.replicated)
 
     def mask_key(self, number: int) -> jax.Array:
         """Return the key of the masks of an evaluation batch, the same at every step."""
@@ -76,8 +88,8 @@ class MaskedError:
             # Counted here, for the host has the rows of its own process alone.
             return *totals, batch["weight"].sum()
 
-        self._sums = jax.jit(sums, out_shardings=placement.replicated)
-        self._losses = jax.jit(losses, out_shardings=placement.replicated)
+        self._sums = placement.compiled(sums)
+        self._losses = placement.compiled(losses)
         self._means: dict[str, np.ndarray] | None = None
 
     def run(self, params: Params, extra: Any) -> Iterator[tuple[str, float]]:
@@ -137,7 +149,7 @@ class Features:
             out = task.call("features", params, batch, extra=extra)
             return out, batch["label"], batch["weight"]
 
-        self._features = jax.jit(features, out_shardings=placement.replicated)
+        self._features = placement.compiled(features)
 
     def extract(
         self, params: Params, extra: Any, batches: HostBatches
@@ -205,7 +217,7 @@ class Pictures:
             plan = task.method.plan(key, len(batch["image"]))
             return task.call("panels", params, batch, plan)
 
-        self._panels = jax.jit(panels, out_shardings=placement.replicated)
+        self._panels = placement.compiled(panels)
 
     def run(self, params: Params, extra: Any) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the picture, uint8 [height, width, 3], and for clips [F, height, width, 3]."""

@@ -86,7 +86,7 @@ class WordAccuracy:
 
             return right(plan), right({"text": plan["text"]}), asked.sum(axis=(0, 1))
 
-        self._count = jax.jit(count, out_shardings=placement.replicated)
+        self._count = placement.compiled(count)
 
     def run(self, params: Params, extra: Any) -> Iterator[tuple[str, float]]:
         """Yield the three figures.

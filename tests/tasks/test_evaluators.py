@@ -408,3 +408,22 @@ def test_pictures_show_the_same_masks_at_every_step(pictures, params):
     left = slice(0, GAP + 128)
     np.testing.assert_array_equal(first[:, left], later[:, left])
     assert (first != later).any()
+
+
+def test_spread_parameters_are_whole_where_they_are_used():
+    mesh = sharding.make_mesh(2, 4)
+    kernel = np.arange(128, dtype=np.float32).reshape(8, 16)
+    where = sharding.state_sharding(kernel, mesh)
+    images, _ = draw_set(8, 0)
+    batch = {"image": images, "label": np.zeros(8, np.int32), "weight": np.ones(8, np.float32)}
+    placement, seen = placement_on(mesh), []
+
+    def total(params: Any, batch: Any) -> jax.Array:
+        jax.debug.inspect_array_sharding(params["kernel"], callback=seen.append)
+        return params["kernel"].sum() * batch["weight"].sum()
+
+    params = {"kernel": jax.device_put(kernel, where)}
+    assert not params["kernel"].sharding.is_fully_replicated
+    assert placement.compiled(total)(params, placement.put(batch)) == 8 * kernel.sum()
+    assert all(one.is_fully_replicated for one in seen)
+    assert seen
