@@ -7,6 +7,7 @@ the host with `image`, `label` and `weight` (0 = padding); sums are kept there i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -45,6 +46,7 @@ class Placement:
         the activations likewise: see `mae_jax.train.sharding.whole`.
         """
 
+        @functools.wraps(function)  # its name is that of the program
         def on_whole(params: Params, *others: Any) -> Any:
             return function(jax.lax.with_sharding_constraint(params, self.replicated), *others)
 
