@@ -144,9 +144,16 @@ def finish(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, s
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
         raise
     return process.returncode, output
+
+
+def kill(process: subprocess.Popen[str]) -> str:
+    """Kill the process and those that it started; returns the rest of the output."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()[0]
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> list[str]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tests.helpers import start
+from tests.helpers import kill, start
 
 
 def free_port() -> int:
@@ -70,9 +68,7 @@ def job(
         yield processes
     finally:
         for process in processes:
-            with contextlib.suppress(ProcessLookupError):  # its workers included
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            kill(process)
 
 
 def outcomes(

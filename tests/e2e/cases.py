@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 
 import jax
 
 from tests.helpers import (
     assert_same_state,
+    kill,
     metrics,
     read_until,
     run_here,
@@ -70,8 +69,7 @@ def assert_parts_equal_the_whole(case: Case, whole: Path, workdir: Path) -> None
     # As many devices as here, for the bits depend on them.
     process = start(case.flags(workdir), JAX_NUM_CPU_DEVICES=str(jax.device_count()))
     output = "".join(read_until(process, f"saved step {case.saved}"))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     assert f"resumed from step {case.stop}" in output
 
     status, output = run_here(case.flags(workdir))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from mae_jax import api
 from mae_jax.tools import checkpoints as tool
 from tests.bucket import Bucket, served
 from tests.e2e.cases import STEPS
-from tests.helpers import assert_same_state, metrics, run_here, start, tiny_run
+from tests.helpers import assert_same_state, kill, metrics, run_here, start, tiny_run
 from tests.processes import job, outcomes, run_job, told
 
 pytestmark = [
@@ -72,8 +70,7 @@ def resumed(compiled_once: None, bucket: Bucket) -> str:
     try:
         wait_for_a_save(bucket, [process])
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        print(process.communicate()[0])
+        print(kill(process))
     bucket.hold("")
     assert bucket.names("run/checkpoints/20/params/")
     assert json.loads(bucket.objects["run/lock"].content)["pid"] == process.pid

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +10,7 @@ import pytest
 
 from mae_jax.train import checkpoint
 from tests.e2e.cases import STEPS
-from tests.helpers import assert_same_state, metrics, read_until, run_here, start, tiny_run
+from tests.helpers import assert_same_state, kill, metrics, read_until, run_here, start, tiny_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 
@@ -141,8 +139,7 @@ def test_a_folder_in_use_is_refused_and_free_at_once_when_the_run_is_killed(tmp_
         assert f"got one of process {process.pid} on" in output
         assert process.poll() is None
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)
+        kill(process)
     assert (workdir / "lock").exists()
     status, output = run_here([*flags, "--stop_at_step=11"])
     assert f"took over the lock of process {process.pid} on" in output

@@ -141,7 +141,7 @@ CASES = {
 }
 
 
-# In the fast tests one that trains everything and one with state beside its parameters.
+# What is in the fast tests; the others take the same way through the program.
 FAST = ("pretrain",)
 
 
@@ -271,8 +271,7 @@ def test_ten_kills_at_any_moment_end_in_the_same_bits(tmp_path):
             time.sleep(0.001)
         assert process.poll() is None, "the run ended before it could be killed"
         saving = list(checkpoints.glob("*.orbax-checkpoint-tmp"))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill(process)
         inside += bool(saving) and bool(list(checkpoints.glob("*.orbax-checkpoint-tmp")))
         after += bool(_committed(checkpoints))
     print(f"10 kills: {inside} inside a save, {after} after the first commit")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,31 +198,26 @@ def test_steps_are_reported_while_a_later_one_is_being_written(tmp_path):
         assert reported + checkpoints.committed(wait=True) == [3, 4]
 
 
-def large() -> dict[str, jax.Array]:
-    """Return parameters that take a while to write, for noise cannot be compressed."""
-    return {"kernel": jax.random.normal(jax.random.key(0), (4000, 2000))}
+def refuse_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the disk refuse what commits a step: that its folder gets its name."""
+    rename = os.rename
 
+    def refusing(source: str, target: str) -> None:
+        if Path(target) == folder:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), target)
+        rename(source, target)
 
-def fail_to_write(checkpoints: Checkpoints, state: TrainState) -> None:
-    """Start to save `state` and put a file in the place of its folder before it is written."""
-    checkpoints.save(state, data={}, meta={})
-    (unfinished,) = checkpoints.directory.glob("*.orbax-checkpoint-tmp")
-    aside = checkpoints.directory.parent
-    (aside / "obstacle").write_text("no folder")
-    for number in itertools.count():
-        unfinished.rename(aside / f"away_{number}")
-        with contextlib.suppress(IsADirectoryError):  # Orbax was faster, and has made it again
-            (aside / "obstacle").rename(unfinished)
-            return
+    monkeypatch.setattr(os, "rename", refusing)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads
-def test_save_that_fails_is_an_error_and_not_reported_as_saved(tmp_path):
-    state = make_state(params=large())
+def test_save_that_fails_is_an_error_and_not_reported_as_saved(tmp_path, monkeypatch):
+    state = make_state()
     folder = tmp_path / "checkpoints"
     checkpoints = Checkpoints(folder)
     save(checkpoints, state)
-    fail_to_write(checkpoints, advance(state))
+    refuse_folder(monkeypatch, folder / "4")
+    checkpoints.save(advance(state), data={}, meta={})
     # At the next look, and not at the next save.
     with pytest.raises(SaveError, match=r"^checkpoint of step 4 was not saved: .+$") as caught:
         all(checkpoints.committed() == [] for _ in itertools.count())
@@ -235,10 +232,11 @@ def test_save_that_fails_is_an_error_and_not_reported_as_saved(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("moment", ["save", "close"])
-def test_save_that_failed_is_said_by_whatever_comes_next(tmp_path, moment):
-    state = make_state(params=large())
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    fail_to_write(checkpoints, state)
+def test_save_that_failed_is_said_by_whatever_comes_next(tmp_path, moment, monkeypatch):
+    state = make_state()
+    checkpoints = Checkpoints(tmp_path)
+    refuse_folder(monkeypatch, tmp_path / "3")
+    checkpoints.save(state, data={}, meta={})
     next_call = {
         "save": lambda: checkpoints.save(advance(state), data={}, meta={}),
         "close": checkpoints.close,
