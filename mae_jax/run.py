@@ -246,14 +246,14 @@ def _start(
             console.say("note: the training data are not those of the checkpoint")
         console.say(f"resumed from step {resumed.step}")
         return resumed.state
-    state = jax.jit(parts.init, out_shardings=_shardings(parts.target))()
+    state = jax.jit(parts.init, out_shardings=sharding.shardings_of(parts.target))()
     if given is None:
         console.say("started from scratch")
         return state
     params, said = given
     console.say(said)
     # A part may lack what is fresh by nature, as a relative position bias that was not trained.
-    where = restrict(_shardings(parts.target.params), params)
+    where = restrict(sharding.shardings_of(parts.target.params), params)
     return state.starting_from(merge(state.params, sharding.put_tree(params, where)))
 
 
@@ -302,16 +302,11 @@ def _evaluators(parts: Parts, config: ConfigDict) -> list[Evaluator]:
     """Return what is measured and drawn on held-out images."""
     # The untrained parameters alone: the optimiser's state is not even computed.
     init_params = jax.jit(
-        lambda: parts.init().params, out_shardings=_shardings(parts.target.params)
+        lambda: parts.init().params, out_shardings=sharding.shardings_of(parts.target.params)
     )
     return build.build_evaluators(
         config, parts.task, parts.sources, parts.readers[1], parts.mesh, init_params
     )
-
-
-def _shardings(target: Any) -> Any:
-    """Return the shardings of a tree of `jax.ShapeDtypeStruct`."""
-    return jax.tree.map(lambda leaf: leaf.sharding, target)
 
 
 def _compile(parts: Parts, config: ConfigDict) -> jax.stages.Compiled:

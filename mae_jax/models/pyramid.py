@@ -175,9 +175,9 @@ class PyramidEncoder(Encoder):
                     name=f"downsample_{stage}",
                 )(x)
                 places = places[:, ::2, ::2] / 2
+            fields = self._block_fields(stage, full)
             for j in range(depth):
                 rate, rng = self.drop_path(i, drop_path_rng)
-                fields = self._block_fields(stage, full)
                 block = self.block(i, rate, self.heads(stage), epsilon=BLOCK_EPSILON, **fields)
                 x = self._run(block, x, places, full, shifted=j % 2 == 1, rng=rng)
                 i += 1

@@ -29,12 +29,11 @@ def lower_step(step: Callable[..., Any], target: Any, batch: Any) -> jax.stages.
       target: the state, of `jax.ShapeDtypeStruct` leaves with shardings.
       batch: likewise.
     """
-    placed, rows = (jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (target, batch))
-    everywhere = sharding.replicated(target.step.sharding.mesh)
+    placed = sharding.shardings_of(target)
     jitted = jax.jit(
         functools.partial(step, whole=functools.partial(sharding.whole, shardings=placed.params)),
-        in_shardings=(placed, rows),
-        out_shardings=(placed, everywhere),
+        in_shardings=(placed, sharding.shardings_of(batch)),
+        out_shardings=(placed, sharding.replicated(placed.step.mesh)),
         donate_argnums=0,
     )
     return jitted.lower(target, batch)

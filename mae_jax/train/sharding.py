@@ -73,6 +73,11 @@ def state_sharding(shapes: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, fsdp)), shapes)
 
 
+def shardings_of(target: Any) -> Any:
+    """Return the shardings of a tree of arrays, or of `jax.ShapeDtypeStruct` that have them."""
+    return jax.tree.map(lambda leaf: leaf.sharding, target)
+
+
 def whole(params: Any, shardings: Any) -> Any:
     """Return parameters that each device has in full, and whose gradients are spread like them.
 

@@ -99,7 +99,7 @@ class Program:
             return checkpoints.restore(checkpoints.latest_step(), self.target())
 
     def target(self) -> TrainState:
-        return abstract_state(self.fresh, jax.tree.map(lambda x: x.sharding, self.fresh))
+        return abstract_state(self.fresh, sharding.shardings_of(self.fresh))
 
 
 @pytest.fixture(scope="module")
