@@ -549,6 +549,12 @@ def build_training(
     return Training(init, step, trainable)
 
 
+def check_seed(seed: int) -> None:
+    """Raise `ConfigError` for a seed that the order of the data cannot take."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed {seed}: expected a number from 0 to 2**32 - 1")
+
+
 def check_cadence(config: ConfigDict) -> None:
     """Refuse intervals that are not positive.
 

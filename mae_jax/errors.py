@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-
 
 class ConfigError(ValueError):
     """A mistake in the configuration, the command line or the data that its message names.
@@ -21,18 +17,3 @@ class StopError(RuntimeError):
 
     `mae_jax.main` prints it and exits with status 1.
     """
-
-
-@contextlib.contextmanager
-def needs_to_write(workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what the system says of a work folder that cannot be written to into one line.
-
-    Raises:
-      ConfigError: for an `OSError`.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir}: expected a folder to write to, got: {error.strerror or error}"
-        ) from error

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from mae_jax.errors import ConfigError
+from mae_jax.errors import ConfigError, StopError
 
 MILLISECONDS = 120  # of a frame of a film
 
@@ -44,6 +44,46 @@ def require_bucket(path: epath.PathLike, field: str) -> None:
         reason = "" if missing else f": {error}".splitlines()[0]
         raise ConfigError(
             f"{field}: expected a bucket that is there and may be read, got {bucket}{reason}"
+        ) from error
+
+
+def errors_of(path: str | os.PathLike[str]) -> type[Exception]:
+    """Return what reading and writing at a path may raise: each storage has errors of its own."""
+    return OSError if is_local(path) else Exception
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what is said of a file that cannot be written into one line.
+
+    Raises:
+      StopError: for any of `errors_of`.
+    """
+    try:
+        yield
+    except errors_of(path) as error:
+        raise StopError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Return in one line what a file system or a storage says."""
+    return (getattr(error, "strerror", None) or f"{error}" or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def needs_to_write(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what is said of a work folder that cannot be written to into one line.
+
+    Raises:
+      ConfigError: for any of `errors_of` that is not in one line already.
+    """
+    try:
+        yield
+    except (ConfigError, StopError):
+        raise
+    except errors_of(workdir) as error:
+        raise ConfigError(
+            f"--workdir={workdir}: expected a folder to write to, got: {reason(error)}"
         ) from error
 
 

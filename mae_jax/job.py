@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from mae_jax.errors import ConfigError, StopError, needs_to_write
+from mae_jax.errors import ConfigError, StopError
+from mae_jax.files import needs_to_write
 from mae_jax.train.signals import SharedStopRequest, StopRequest, Store
 
 FOLDER_SECONDS = 30.0  # a network file system may take that long to show a new file

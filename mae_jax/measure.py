@@ -38,6 +38,7 @@ def measure(config: ConfigDict, request: Request, job: Job) -> int:
     """
     if not config.init_from:
         raise ConfigError("init_from: expected the folder of a run or a checkpoint, got nothing")
+    build.check_seed(config.seed)
     folder = epath.Path(request.workdir)
     _refuse_changes(folder, config, request)
     model = api.load(config.init_from)

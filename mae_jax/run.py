@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import mae_jax
-from mae_jax import api, build
+from mae_jax import api, build, files
 from mae_jax import config as configs
 from mae_jax.data.readers import Reader
 from mae_jax.data.sources import Source
@@ -73,6 +73,7 @@ def _build(config: ConfigDict) -> Parts:
     """Build everything; raises ConfigError for a mistake, before anything is compiled."""
     build.check_task(config.task)  # first, for the fields of a config depend on it
     build.check_cadence(config)
+    build.check_seed(config.seed)
     if config.task == "finetune" and not config.init_from:
         raise ConfigError(
             "init_from: expected the folder of a run or a checkpoint, or scratch, got nothing"
@@ -144,10 +145,8 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
         closing.callback(checkpoints.close)
         best = None
         if config.task == "finetune":
-            best = BestCheckpoint(folder / "best", "val/top1", meta)
+            best = BestCheckpoint(folder / "best", "val/top1", meta, before_save=lock.check)
             closing.callback(best.close)
-            if is_new:
-                best.forget()
         # After all that is to be closed: where it ends the process, nothing waits for the others.
         closing.enter_context(job.guard())
         resumed = restore_newest(checkpoints, parts.target)
@@ -161,10 +160,15 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
             console.say(line)
         if lock.note:
             console.say(lock.note)
+        if best is not None:
+            for note in best.open(anew=resumed is None):
+                console.say(note)
         state = _start(parts, resumed, fingerprint, given, console)
+        del given  # it would stay on the first device all through the run
         job.agree({"resume step": first}, last=True)
         if is_first_process:
-            (folder / "config.json").write_text(configs.to_json(config))
+            with files.writing(folder / "config.json"):
+                files.write_text(folder / "config.json", configs.to_json(config))
         last_step = max(first, min(parts.total_steps, request.stop_at_step or parts.total_steps))
         if first < last_step:
             checkpoints.require_space(parts.target)

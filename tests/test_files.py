@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +14,17 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from mae_jax.errors import ConfigError
+from mae_jax.errors import ConfigError, StopError
 from mae_jax.files import (
     completed,
     create_text,
     encode_picture,
     is_local,
+    needs_to_write,
     read_locally,
     require_bucket,
     write_text,
+    writing,
     written_locally,
 )
 from tests.bucket import Bucket, served
@@ -154,6 +158,28 @@ def test_of_many_that_make_a_file_one_succeeds(where, tmp_path, request):
     assert made.count(True) == 1
     assert path.read_text() == f"of {made.index(True)}"
     assert not create_text(path, "of another")
+
+
+def test_what_a_disk_says_is_one_line_and_a_mistake_of_ours_a_crash(tmp_path):
+    path = epath.Path(tmp_path / "there")
+    with pytest.raises(StopError) as stopped, writing(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(stopped.value) == f"{path} cannot be written: No space left on device"
+    with pytest.raises(RuntimeError, match="^a mistake$"), writing(path):
+        raise RuntimeError("a mistake")
+
+
+def test_whatever_a_storage_says_is_one_line():
+    bucket = "gs://bucket/run"
+    with pytest.raises(StopError) as stopped, writing(bucket):
+        raise RuntimeError("503, Service Unavailable\n<html>...")
+    assert str(stopped.value) == f"{bucket} cannot be written: 503, Service Unavailable"
+    with pytest.raises(ConfigError) as refused, needs_to_write(bucket):
+        raise RuntimeError("403, Forbidden")
+    expected = f"--workdir={bucket}: expected a folder to write to, got: 403, Forbidden"
+    assert str(refused.value) == expected
+    with pytest.raises(ConfigError, match="^in use$"), needs_to_write(bucket):
+        raise ConfigError("in use")
 
 
 def test_what_others_write_to_a_bucket_after_a_look_into_it_is_seen(bucket):

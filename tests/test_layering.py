@@ -28,7 +28,7 @@ ALLOWED = {
     },
     "run": {
         *("errors", "types", "config", "nn", "losses", "data", "models", "pretrain", "tasks"),
-        *("train", "build", "api", "job", "request", "__init__"),
+        *("train", "build", "api", "files", "job", "request", "__init__"),
     },
     "request": set(),
     "measurements": {"errors", "data", "models", "tasks", "train", "build", "api"},
@@ -45,7 +45,7 @@ ALLOWED = {
         *("api", "convert", "__init__"),
     },
     "flags": {"errors", "config"},
-    "job": {"errors", "train"},
+    "job": {"errors", "files", "train"},
     "distributed": {"errors", "job"},
     "main": {
         *("errors", "config", "distributed", "files", "flags", "request", "run", "measure"),

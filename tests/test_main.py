@@ -61,6 +61,8 @@ def test_a_wrong_flag_is_refused(capsys, argv, message):
             "image_size 28x28 is not a multiple of patch_size 5",
         ),
         ({"model__mask_ratio": "0.99"}, "mask_ratio 0.99 keeps 0 of 49 units"),
+        ({"seed": "-1"}, "seed -1: expected a number from 0 to 2**32 - 1"),
+        ({"seed": "4294967296"}, "seed 4294967296: expected a number from 0"),
         ({"model__mask_ratio": "0.0"}, "mask_ratio 0.0 keeps 49 of 49 units"),
         ({"model__size": "vit_xl"}, "model.size 'vit_xl' is not one of"),
         ({"model__name": "mea"}, "videomae or the dotted name of a module, got 'mea'"),

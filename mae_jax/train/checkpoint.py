@@ -232,6 +232,17 @@ class Checkpoints:
             raise StepError(self.path(step), f"{item} is damaged (checksum)")
         return value
 
+    def read_json_together(self, step: int, item: str) -> dict[str, Any]:
+        """As `read_json`; all processes have to call this, and raise if one of them does."""
+        error: StepError | None = None
+        value: dict[str, Any] = {}
+        try:
+            value = self.read_json(step, item)
+        except StepError as met:
+            error = met
+        _raise_together(error, self.path(step))
+        return value
+
     def _read_json(self, step: int, item: str) -> dict[str, Any]:
         try:
             return json.loads((self.path(step) / item / "metadata").read_text())

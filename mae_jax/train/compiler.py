@@ -71,7 +71,7 @@ def keep_programs(setting: str) -> str:
       The folder, or "".
 
     Raises:
-      ConfigError: if it cannot be written to; a folder of "auto" is left out silently then.
+      ConfigError: if it cannot be made; a folder of "auto" is left out silently then.
     """
     if not setting:
         jax.config.update("jax_enable_compilation_cache", False)

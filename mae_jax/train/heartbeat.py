@@ -8,7 +8,7 @@ import time
 
 from etils import epath
 
-from mae_jax.files import write_text
+from mae_jax.files import errors_of, write_text
 
 
 class Heartbeat:
@@ -51,12 +51,13 @@ class Heartbeat:
         self._written = time.monotonic()
         known = {"step": step, "time": time.time()}
         counts = {"restarts": self.restarts, "steps_again": self.steps_again}
-        with contextlib.suppress(OSError):  # of a full disk the next save has more to say
+        # Of a full disk the next save has more to say.
+        with contextlib.suppress(errors_of(self._path)):
             write_text(self._path, json.dumps(known | counts) + "\n")
 
     def _read(self) -> dict[str, int]:
         """Return what the last process wrote; nothing if there is no such file, or a broken one."""
         try:
             return json.loads(self._path.read_text())
-        except (OSError, ValueError):
+        except (errors_of(self._path), ValueError):
             return {}

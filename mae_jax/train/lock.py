@@ -5,6 +5,7 @@ Two runs on one folder would both save, and neither would notice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,8 +19,8 @@ from typing import Any
 
 from etils import epath
 
-from mae_jax.errors import ConfigError, needs_to_write
-from mae_jax.files import create_text, write_text
+from mae_jax.errors import ConfigError, StopError
+from mae_jax.files import create_text, errors_of, needs_to_write, reason, write_text
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -75,16 +76,27 @@ class FolderLock:
         if self._active:
             self._released.set()
             self._thread.join()
-            if self._is_ours():
-                self._path.unlink(missing_ok=True)
+            # Where it stays, it is taken over once its heartbeat is old.
+            with contextlib.suppress(errors_of(self._path)):
+                if self._is_ours(self._read()):
+                    self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise `ConfigError` if another run has taken the lock, as of a process that was frozen.
+        """Refuse if another run has taken the lock, as of a process that was frozen.
 
         To be called before something is saved.
+
+        Raises:
+          ConfigError: if it has.
+          StopError: if the lock cannot be read.
         """
-        if self._active and not self._is_ours():
+        if not self._active:
+            return
+        try:
             found = self._read()
+        except errors_of(self._path) as error:
+            raise StopError(f"{self._path} cannot be read: {reason(error)}") from error
+        if not self._is_ours(found):
             whose = f"now that of {_owner(found)}" if found else "gone"
             raise ConfigError(
                 f"{self._folder}: expected to be the only run there, but {self._path} is {whose};"
@@ -122,11 +134,10 @@ class FolderLock:
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
-            try:
-                if self._is_ours():
+            # A full disk, say: the next may succeed; what is saved says so by itself.
+            with contextlib.suppress(errors_of(self._path)):
+                if self._is_ours(self._read()):
                     self._write()
-            except OSError:
-                pass  # a full disk, say: the next may succeed; what is saved says so by itself
 
     def _content(self) -> str:
         return json.dumps(
@@ -154,8 +165,8 @@ class FolderLock:
                 time.sleep(0.1)  # made, and about to be written
         return None
 
-    def _is_ours(self) -> bool:
-        return (self._read() or {}).get("token") == self._token
+    def _is_ours(self, found: dict[str, Any] | None) -> bool:
+        return found is not None and found.get("token") == self._token
 
 
 def _owner(found: dict[str, Any]) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import tqdm
 from etils import epath
 
-from mae_jax.errors import StopError
-from mae_jax.files import encode_picture, is_local, write_text
+from mae_jax.files import encode_picture, is_local, write_text, writing
+from mae_jax.train.events import EventFile
 from mae_jax.train.heartbeat import Heartbeat
 from mae_jax.train.metrics import format_seconds
 
@@ -71,15 +70,6 @@ class Console:
             self._bar.close()
 
 
-@contextlib.contextmanager
-def _one_line(path: epath.Path) -> Iterator[None]:
-    """Turn what the system says of a file that cannot be written into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise StopError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
 class RunWriter:
     """Writes scalars and pictures of a run into its folder; every method may raise `StopError`.
 
@@ -99,22 +89,20 @@ class RunWriter:
         self._active = active
         self._workdir = epath.Path(workdir)
         if active:
-            self._workdir.mkdir(parents=True, exist_ok=True)
+            with writing(self._workdir):
+                self._workdir.mkdir(parents=True, exist_ok=True)
         self.heartbeat = Heartbeat(self._workdir, first_step, active=active)
         if not active:
             return
         self._is_local = is_local(workdir)
         self._path = self._workdir / "metrics.jsonl"
         self._lines = _lines_up_to(self._path, first_step)
-        with _one_line(self._path):
+        with writing(self._path):
             write_text(self._path, "".join(self._lines))
-        self._tensorboard = None
+        self._events = None
         if self._is_local:
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(
-                str(self._workdir), purge_step=first_step + 1 if first_step else None
-            )
+            with writing(self._workdir):
+                self._events = EventFile(self._workdir, first_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line of `metrics.jsonl`."""
@@ -123,11 +111,12 @@ class RunWriter:
         line = json.dumps({"step": step} | {k: _json_number(v) for k, v in values.items()}) + "\n"
         self._lines.append(line)
         if self._is_local:
-            with _one_line(self._path), self._path.open("a") as file:
+            with writing(self._path), self._path.open("a") as file:
                 file.write(line)
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+        if self._events is not None:
+            with writing(self._workdir):
+                for name, value in values.items():
+                    self._events.scalar(step, name, value)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Write a picture, uint8 [H, W, 3], as `pictures/step_N.png` (`NAME_step_N` if named).
@@ -139,18 +128,19 @@ class RunWriter:
         encoded, suffix = encode_picture(image)
         prefix = "" if name == "pictures" else f"{name}_"
         folder = self._workdir / "pictures"
-        with _one_line(folder):
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{prefix}step_{step}{suffix}").write_bytes(encoded)
-        if self._tensorboard is not None and image.ndim == 3:
-            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+        if self._events is not None and image.ndim == 3:
+            with writing(self._workdir):
+                self._events.image(step, name, image)
 
     def table(self, step: int, name: str, text: str) -> None:
         """Write a table as `tables/NAME_step_N.csv`."""
         if not self._active:
             return
         folder = self._workdir / "tables"
-        with _one_line(folder):
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{name}_step_{step}.csv").write_text(text)
 
@@ -158,17 +148,18 @@ class RunWriter:
         """Bring everything to disk."""
         if not self._active:
             return
-        with _one_line(self._workdir):
+        with writing(self._workdir):
             if not self._is_local:
                 write_text(self._path, "".join(self._lines))
-            if self._tensorboard is not None:
-                self._tensorboard.flush()
+            if self._events is not None:
+                self._events.flush()
 
     def close(self) -> None:
         """Flush and close."""
         self.flush()
-        if self._active and self._tensorboard is not None:
-            self._tensorboard.close()
+        if self._active and self._events is not None:
+            with writing(self._workdir):
+                self._events.close()
 
 
 def _lines_up_to(path: epath.Path, step: int) -> list[str]:

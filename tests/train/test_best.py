@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import pytest
 
+from mae_jax.errors import ConfigError
 from mae_jax.train.best import BestCheckpoint
 from mae_jax.train.checkpoint import Checkpoints
 from mae_jax.train.state import TrainState
@@ -22,6 +24,7 @@ META = {"config": {"seed": 3}, "jax": "1.2"}
 @contextlib.contextmanager
 def opened(folder: Path, meta: dict[str, Any] = META) -> Iterator[BestCheckpoint]:
     best = BestCheckpoint(folder, "val/top1", meta)
+    assert best.open() == []
     try:
         yield best
     finally:
@@ -98,6 +101,53 @@ def test_a_run_that_goes_on_from_before_its_best_may_find_a_better_one_there(tmp
         assert (best.step, best.value) == (15, 71.0)
     with opened(tmp_path) as best:
         assert (best.step, best.value) == (15, 71.0)
+
+
+def test_a_run_that_starts_anew_has_no_best_yet(tmp_path):
+    with opened(tmp_path) as best:
+        follow(best, {10: 40.0})
+    anew = BestCheckpoint(tmp_path, "val/top1", META)
+    assert anew.open(anew=True) == []
+    assert (anew.step, kept(tmp_path)) == (None, {})
+    follow(anew, {5: 30.0})
+    anew.close()
+    assert kept(tmp_path) == {"5": 5.0}
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_what_was_best_and_is_damaged_is_named_and_kept_aside(tmp_path, damage):
+    with opened(tmp_path) as best:
+        follow(best, {10: 40.0})
+    meta = tmp_path / "10" / "meta" / "metadata"
+    if damage == "changed":
+        meta.write_text(meta.read_text().replace("40.0", "90.0"))
+    else:
+        meta.unlink()
+    best = BestCheckpoint(tmp_path, "val/top1", META)
+    (note,) = best.open()
+    assert note.startswith("skipped best step 10: ")
+    assert note.endswith("; kept as 10.refused")
+    assert best.step is None
+    follow(best, {10: 30.0})
+    best.close()
+    assert kept(tmp_path) == {"10": 10.0}
+    assert (tmp_path / "10.refused" / "params").exists()
+
+
+def test_a_run_that_has_lost_its_folder_changes_nothing_there(tmp_path):
+    with opened(tmp_path) as best:
+        follow(best, {10: 40.0})
+
+    def lost() -> None:
+        raise ConfigError("another run's")
+
+    best = BestCheckpoint(tmp_path, "val/top1", META, before_save=lost)
+    best.open()
+    for step in (5, 20):  # the one before what is best would delete it
+        with pytest.raises(ConfigError, match="another run's"):
+            follow(best, {step: 50.0})
+    best.close()
+    assert kept(tmp_path) == {"10": 10.0}
 
 
 def test_averaged_parameters_are_those_that_were_measured_and_meta_says_so(tmp_path):

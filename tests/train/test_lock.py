@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -9,16 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
 
-from mae_jax.errors import ConfigError
+from mae_jax.errors import ConfigError, StopError
 from mae_jax.train import lock
 from mae_jax.train.lock import FolderLock
-from tests.bucket import served
+from tests.bucket import Bucket, served
 
 
 def found(folder: Path) -> dict[str, Any]:
@@ -173,6 +176,18 @@ def test_heartbeat_goes_on(tmp_path, monkeypatch):
     assert not any(thread.name == "lock heartbeat" for thread in threading.enumerate())
 
 
+def test_lock_that_its_own_run_cannot_read_stops_it_in_one_line(tmp_path, monkeypatch):
+    with FolderLock(tmp_path) as held:
+
+        def stale(path: epath.Path) -> str:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(held._path), "read_text", stale)
+            with pytest.raises(StopError, match=r"lock cannot be read: Stale file handle$"):
+                held.check()
+
+
 def test_run_whose_lock_was_taken_saves_nothing_more_and_leaves_the_new_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
     with FolderLock(tmp_path) as held:
@@ -240,18 +255,42 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     assert str(refusal.value) == message
 
 
-def test_lock_in_a_bucket_is_that_of_one_run(monkeypatch):
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[Bucket]:
     pytest.importorskip("gcsfs", reason='buckets need gcsfs: pip install "mae_jax[gcs]"')
     with served() as bucket:
         for name, value in bucket.environment().items():
             monkeypatch.setenv(name, value)
-        folder = bucket.path("run")
-        with FolderLock(folder) as held:
-            assert json.loads(bucket.objects["run/lock"].content)["pid"] == os.getpid()
-            with pytest.raises(ConfigError, match=f"^{folder}: expected a folder that no run"):
-                FolderLock(folder).__enter__()
+        yield bucket
+
+
+def test_heartbeat_of_a_bucket_outlives_whatever_that_says(bucket, monkeypatch):
+    # Errors of gcsfs, as of a token that could not be renewed, are no OSErrors.
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
+    tried = threading.Event()
+
+    def refused(path: epath.Path, text: str, **options: str) -> None:
+        tried.set()
+        raise RuntimeError("503")
+
+    with FolderLock(bucket.path("run")):
+        with monkeypatch.context() as patched:
+            patched.setattr(lock, "write_text", refused)
+            assert tried.wait(timeout=60)
+        first = bucket.objects["run/lock"].content
+        while bucket.objects["run/lock"].content == first:
+            time.sleep(0.01)
+    assert bucket.names("run/") == []
+
+
+def test_lock_in_a_bucket_is_that_of_one_run(bucket):
+    folder = bucket.path("run")
+    with FolderLock(folder) as held:
+        assert json.loads(bucket.objects["run/lock"].content)["pid"] == os.getpid()
+        with pytest.raises(ConfigError, match=f"^{folder}: expected a folder that no run"):
+            FolderLock(folder).__enter__()
+        held.check()
+        bucket.write("run/lock", bucket.objects["run/lock"].content.replace(b"token", b"other"))
+        with pytest.raises(ConfigError, match="nothing more is saved"):
             held.check()
-            bucket.write("run/lock", bucket.objects["run/lock"].content.replace(b"token", b"other"))
-            with pytest.raises(ConfigError, match="nothing more is saved"):
-                held.check()
-        assert bucket.names("run/") == ["lock"]  # that of the other one
+    assert bucket.names("run/") == ["lock"]  # that of the other one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from mae_jax.train import metrics
@@ -103,8 +104,8 @@ def test_duration_is_written_as_people_do(seconds, text):
     assert format_seconds(seconds) == text
 
 
-def devices_of(kind: str, count: int = 1) -> list:
-    return [types.SimpleNamespace(device_kind=kind)] * count
+def devices_of(kind: str, count: int = 1, platform: str = "gpu") -> list:
+    return [types.SimpleNamespace(device_kind=kind, platform=platform)] * count
 
 
 @pytest.mark.parametrize(
@@ -133,11 +134,16 @@ def test_peak_of_a_known_device_is_its_data_sheets_times_their_number(kind, peak
 
 
 def test_peak_of_an_unknown_device_is_measured_and_says_so(monkeypatch):
-    monkeypatch.setattr(metrics, "_measured_peak", lambda: 5e10)
+    rates = {(): 5e10, (8192, jnp.bfloat16): 7e13}
+    monkeypatch.setattr(metrics, "_measured_peak", lambda *how: rates[how])
     # Simulated devices share one machine: their number does not count.
-    assert peak_flops(devices_of("cpu", count=8)) == (
+    assert peak_flops(devices_of("cpu", count=8, platform="cpu")) == (
         5e10,
         "a float32 matrix product measured on this cpu",
+    )
+    assert peak_flops(devices_of("NVIDIA A10G", count=8)) == (
+        8 * 7e13,
+        "a bfloat16 matrix product measured on this NVIDIA A10G",
     )
 
 
@@ -149,7 +155,7 @@ def test_measured_peak_is_the_flops_of_a_product_over_its_time(monkeypatch):
         return clock.now
 
     monkeypatch.setattr(metrics, "time", types.SimpleNamespace(perf_counter=perf_counter))
-    assert metrics._measured_peak(size=32, rounds=2) == pytest.approx(2 * 32**3 / 0.25)
+    assert metrics._measured_peak(32) == pytest.approx(2 * 32**3 / 0.25)
 
 
 def test_peak_of_this_machine_can_be_measured():

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 from mae_jax.errors import StopError
 from mae_jax.train.writers import Console, RunWriter
@@ -115,6 +121,41 @@ def test_tensorboard_gets_the_scalars_too(tmp_path):
     write(tmp_path, [1, 2])
     (events,) = tmp_path.glob("events.out.tfevents.*")
     assert b"train/loss" in events.read_bytes()
+
+
+@pytest.mark.parametrize("first_step", [0, 40])
+def test_tensorboard_drops_what_a_killed_run_has_left(tmp_path, first_step):
+    RunWriter(tmp_path, first_step=first_step).close()
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    events = [Event.FromString(record) for record in records(path)]
+    (start,) = (event for event in events if event.HasField("session_log"))
+    assert start.session_log.status == SessionLog.START
+    assert start.step == first_step + 1
+
+
+def records(path: Path) -> Iterator[bytes]:
+    """Yield the records of a TFRecord file: a length, its checksum, the record, its checksum."""
+    content = path.read_bytes()
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        yield content[12 : 12 + length]
+        content = content[12 + length + 4 :]
+
+
+@pytest.mark.parametrize("what", ["scalars", "picture"])
+def test_what_tensorboards_file_does_not_take_is_one_line_at_once(tmp_path, monkeypatch, what):
+    writer = RunWriter(tmp_path)
+
+    def full(self: RecordWriter, record: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    write = {
+        "scalars": lambda: writer.scalars(1, {"train/loss": 1.0}),
+        "picture": lambda: writer.picture(1, "pictures", np.zeros((2, 2, 3), np.uint8)),
+    }[what]
+    with pytest.raises(StopError, match=r"cannot be written: No space left on device$"):
+        write()
 
 
 def test_writer_that_is_not_active_writes_nothing(tmp_path):
