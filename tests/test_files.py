@@ -165,7 +165,7 @@ def test_what_a_disk_says_is_one_line_and_a_mistake_of_ours_a_crash(tmp_path):
     with pytest.raises(StopError) as stopped, writing(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert str(stopped.value) == f"{path} cannot be written: No space left on device"
-    with pytest.raises(RuntimeError, match="^a mistake$"), writing(path):
+    with pytest.raises(RuntimeError, match=r"^a mistake$"), writing(path):
         raise RuntimeError("a mistake")
 
 
@@ -178,7 +178,7 @@ def test_whatever_a_storage_says_is_one_line():
         raise RuntimeError("403, Forbidden")
     expected = f"--workdir={bucket}: expected a folder to write to, got: 403, Forbidden"
     assert str(refused.value) == expected
-    with pytest.raises(ConfigError, match="^in use$"), needs_to_write(bucket):
+    with pytest.raises(ConfigError, match=r"^in use$"), needs_to_write(bucket):
         raise ConfigError("in use")
 
 
