@@ -182,6 +182,7 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
             )
             closing.callback(profiled.close)
         writer = RunWriter(folder, first_step=first, active=is_first_process)
+        closing.callback(writer.close)
         batches = build.build_batches(
             config, parts.sources[0], parts.readers[0], start_step=first, mesh=parts.mesh
         )
