@@ -33,6 +33,7 @@ from mae_jax.data.sources.prepared import (
     STARTED,
     check_sizes,
     join_record,
+    read_index,
     read_manifest,
     split_record,
 )
@@ -412,6 +413,7 @@ def _is_whole(out: str) -> bool:
     try:
         for part in read_manifest(out)["splits"].values():
             check_sizes(out, part)
+            read_index(out, part)
     except ConfigError:
         return False
     return True

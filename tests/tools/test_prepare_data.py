@@ -302,6 +302,20 @@ def test_verify_finds_a_flipped_bit_and_a_missing_file(images, tmp_path, capsys)
     assert prepare_data.main(["--verify", str(out)]) == 0
 
 
+@pytest.mark.parametrize("damaged", [True, False])
+def test_an_index_that_is_missing_or_damaged_is_written_again(images, tmp_path, damaged):
+    out = tmp_path / "out"
+    assert prepare(images, out, "--shards=2") == 0
+    before = contents(out)
+    index = out / "train.index.json"
+    if damaged:
+        index.write_bytes(before[index.name].replace(b"photo_00", b"photo_99"))
+    else:
+        index.unlink()
+    assert prepare(images, out, "--shards=2") == 0
+    assert contents(out) == before
+
+
 class TestPreparedImages:
     """One image, with a shorter side or without."""
 
