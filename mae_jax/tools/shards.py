@@ -234,7 +234,7 @@ def _channels(data: bytes) -> int:
 def write_shard(plan: ShardPlan, out: str, scratch: epath.Path | None = None) -> Shard:
     """Write a shard into the folder `out`; the same plan and files give the same bytes.
 
-    Images that cannot be decoded are left out.
+    Images that cannot be decoded, or are gone, are left out.
 
     Args:
       plan: what it is made of.
@@ -242,11 +242,10 @@ def write_shard(plan: ShardPlan, out: str, scratch: epath.Path | None = None) ->
       scratch: see `mae_jax.files.completed`.
 
     Raises:
-      ConfigError: if it cannot be written.
+      ConfigError: if it cannot be written, or an image not be read.
     """
     left_out = {}
     path = epath.Path(out) / plan.file
-    remote = not is_local(plan.root)
     with (
         completed(path, field="OUT", scratch=scratch) as temporary,
         written_locally(temporary) as local,
@@ -255,11 +254,8 @@ def write_shard(plan: ShardPlan, out: str, scratch: epath.Path | None = None) ->
             writer = ArrayRecordWriter(local, WRITER)
             for name, label in zip(plan.names, plan.labels, strict=True):
                 try:
-                    data = epath.Path(os.path.join(plan.root, name)).read_bytes()
-                    image = prepare_image(data, plan.options)
-                except (BadExample, OSError) as error:
-                    if remote and not isinstance(error, (BadExample, FileNotFoundError)):
-                        raise  # of the network: the image may be a good one
+                    image = _read_image(plan, name)
+                except BadExample as error:
                     left_out[name] = " ".join(str(error).split())
                     continue
                 writer.write(join_record(name, label, image))
@@ -272,16 +268,52 @@ def write_shard(plan: ShardPlan, out: str, scratch: epath.Path | None = None) ->
     return dataclasses.replace(shard, left_out=left_out)
 
 
+def _read_image(plan: ShardPlan, name: str) -> bytes:
+    """Return the bytes of an image to store.
+
+    Raises:
+      BadExample: if it is bad, or gone.
+      ConfigError: if it cannot be read at this time; it may be a good one.
+    """
+    path = os.path.join(plan.root, name)
+    try:
+        data = epath.Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise BadExample(str(error)) from error
+    except OSError as error:  # of the network, the disk or its permissions
+        raise ConfigError(
+            f"FOLDER: expected images that can be read, got {error.strerror or error} at"
+            f" {_printable(path)}"
+        ) from error
+    try:
+        return prepare_image(data, plan.options)
+    except OSError as error:  # Pillow's, of one too long for JPEG
+        raise BadExample(str(error)) from error
+
+
+def _is_good(plan: ShardPlan, name: str) -> bool:
+    try:
+        _read_image(plan, name)
+    except BadExample:
+        return False
+    return True
+
+
 def ensure_shard(
     plan: ShardPlan, out: str, scratch: epath.Path | None = None
 ) -> tuple[Shard, bool]:
     """Return the shard of the folder `out`, and whether it had to be written.
 
-    It is written if there is none, or one that is damaged or of other images.
+    It is written if there is none, or one that is damaged, of other images, or without one that
+    was bad when it was written and is good now; raises as `write_shard` does.
     """
     path = epath.Path(out) / plan.file
     try:
-        if path.exists() and (shard := _read_shard(plan, path)).names:
+        if (
+            path.exists()
+            and (shard := _read_shard(plan, path)).names
+            and not any(_is_good(plan, name) for name in shard.left_out)
+        ):
             return shard, False
     except OSError:
         pass
@@ -379,7 +411,7 @@ def prepare(plan: Plan, out: str, *, ensure: Ensure, max_bad_share: float) -> No
     """
     folder = epath.Path(out)
     manifests.claim(folder / STARTED, plan.facts, files="*.array_record", field="OUT")
-    if (folder / MANIFEST).exists() and _is_whole(out):
+    if (folder / MANIFEST).exists() and _is_whole(plan, out):
         print(f"{out}: complete already, {len(plan.shards)} shards")
         return
     allowed = allowed_bad(max_bad_share, plan.images)
@@ -409,14 +441,21 @@ def prepare(plan: Plan, out: str, *, ensure: Ensure, max_bad_share: float) -> No
     )
 
 
-def _is_whole(out: str) -> bool:
+def _is_whole(plan: Plan, out: str) -> bool:
+    """Return whether all files are there, and no image that was left out is good by now."""
     try:
-        for part in read_manifest(out)["splits"].values():
+        parts = read_manifest(out)["splits"]
+        for part in parts.values():
             check_sizes(out, part)
             read_index(out, part)
     except ConfigError:
         return False
-    return True
+    left_out = {split: set(part["left_out"]) for split, part in parts.items()}
+    return not any(
+        _is_good(shard, name)
+        for shard in plan.shards
+        for name in left_out[shard.split].intersection(shard.names)
+    )
 
 
 def _printable(name: str) -> str:
