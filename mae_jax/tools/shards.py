@@ -25,7 +25,7 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.data.processes import end_with_parent
-from mae_jax.data.sources import THREADS, allowed_bad
+from mae_jax.data.sources import EVAL_SPLITS, THREADS, allowed_bad
 from mae_jax.data.sources.folder import own_splits
 from mae_jax.data.sources.prepared import (
     FORMAT,
@@ -113,12 +113,14 @@ class Plan:
       classes: names of the classes; empty if the images have none.
       labelled: the splits that have labels.
       facts: what the outputs depend on, for the manifests.
+      not_taken: folders of other splits, of which there are no shards.
     """
 
     shards: tuple[ShardPlan, ...]
     classes: tuple[str, ...]
     labelled: frozenset[str]
     facts: dict[str, Any]
+    not_taken: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -186,7 +188,15 @@ def plan(folder: str, options: Options = Options(), shards: int | None = None) -
                 "digest_of_names_labels_sizes": digest.hexdigest(),
             },
         },
+        _not_taken([files.root for files in splits.values()]),
     )
+
+
+def _not_taken(roots: Sequence[str]) -> tuple[str, ...]:
+    """Return the folders of splits beside those of several splits."""
+    beside = [os.path.join(os.path.dirname(roots[0]), name) for name in EVAL_SPLITS]
+    others = [path for path in beside if path not in roots and epath.Path(path).is_dir()]
+    return tuple(others if len(roots) > 1 else ())
 
 
 def _size(path: str) -> int:
@@ -411,6 +421,9 @@ def prepare(plan: Plan, out: str, *, ensure: Ensure, max_bad_share: float) -> No
     """
     folder = epath.Path(out)
     manifests.claim(folder / STARTED, plan.facts, files="*.array_record", field="OUT")
+    for path in plan.not_taken:
+        parts = " and ".join(dict.fromkeys(shard.split for shard in plan.shards))
+        print(f"not taken: {path}: the parts are {parts}; prepare it by itself if you need it")
     if (folder / MANIFEST).exists() and _is_whole(plan, out):
         print(f"{out}: complete already, {len(plan.shards)} shards")
         return

@@ -340,6 +340,19 @@ def test_verify_finds_a_flipped_bit_and_a_missing_file(images, tmp_path, capsys)
     assert prepare_data.main(["--verify", str(out)]) == 0
 
 
+def test_a_split_that_is_not_taken_is_named(tmp_path, capsys):
+    images = write_images(tmp_path / "images", 2)
+    write_photographs(images / "test", 1)
+    assert prepare(images, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert said.count("not taken: ") == 1
+    assert f"not taken: {images}/test: the parts are train and val; prepare it by" in said
+    (images / "val").rename(tmp_path / "gone")  # so that test is the second part
+    assert prepare(images, tmp_path / "other") == 0
+    assert prepare(images / "train", tmp_path / "one") == 0
+    assert "not taken" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damaged", [True, False])
 def test_an_index_that_is_missing_or_damaged_is_written_again(images, tmp_path, damaged):
     out = tmp_path / "out"
