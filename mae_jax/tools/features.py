@@ -126,6 +126,7 @@ class Extraction:
         output = choose(model, pool)
         given = {"source": flags.source, "path": flags.path, "eval_split": flags.split}
         data = other_data(model.config.data, given)
+        data.path = _whole_path(data.path)
         source = open_split(data, data.eval_split)
         folder = epath.Path(flags.out).expanduser()
         scratch = folder / beam.SCRATCH if flags.beam else None
@@ -202,22 +203,25 @@ def write(flags: argparse.Namespace) -> None:
     if len(missing) < len(shards):
         print(f"{len(shards) - len(missing)} of {len(shards)} files are there already")
     if flags.beam:
-        write_with_beam(flags, shards, missing)
+        write_with_beam(flags, data.path, shards, missing)
     else:
         extraction.write(missing)
     beam.remove_scratch(shards.folder)
     print(f"complete: {len(shards)} files")
 
 
-def write_with_beam(flags: argparse.Namespace, shards: Shards, missing: Sequence[int]) -> None:
-    """Have workers of Beam write the shards that are missing.
+def write_with_beam(
+    flags: argparse.Namespace, data_path: str, shards: Shards, missing: Sequence[int]
+) -> None:
+    """Have workers of Beam write the shards that are missing; `data_path` is of the examples.
 
     Raises:
       ConfigError: if workers do not see the folders of `flags`, under the same path, or if their
         checkpoint or examples are others than those that the folder is claimed for.
     """
     if missing:
-        beam.run(missing, functools.partial(_writer, _with_whole_paths(flags)), flags.beam_options)
+        flags = _with_whole_paths(flags, data_path)
+        beam.run(missing, functools.partial(_writer, flags), flags.beam_options)
     if lost := shards.missing():
         raise ConfigError(
             f"--out={shards.folder}: expected a folder that all workers share, got no"
@@ -237,14 +241,20 @@ def _writer(flags: argparse.Namespace) -> Callable[[int], None]:
     return write_one
 
 
-def _with_whole_paths(flags: argparse.Namespace) -> argparse.Namespace:
+def _with_whole_paths(flags: argparse.Namespace, data_path: str) -> argparse.Namespace:
     """Return flags that mean the same in another folder, where Beam's workers run."""
     paths = {
         name: os.path.abspath(os.path.expanduser(getattr(flags, name)))
         for name in ("checkpoint", "out")
         if is_local(getattr(flags, name))
     }
-    return argparse.Namespace(**vars(flags) | paths)
+    return argparse.Namespace(**vars(flags) | paths | {"path": data_path})
+
+
+def _whole_path(path: str) -> str:
+    """Return `data.path`, absolute if there is such a file here: it may be the name of a set."""
+    local = os.path.expanduser(path)
+    return os.path.abspath(local) if os.path.exists(local) else path
 
 
 def digest(params: Params) -> str:
