@@ -14,7 +14,6 @@ from typing import IO, Any
 
 import jax
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -25,7 +24,7 @@ from mae_jax.data import loader
 from mae_jax.data.sources import Source, open_split, other_data, source_fields
 from mae_jax.errors import ConfigError
 from mae_jax.files import completed, is_local, written_locally
-from mae_jax.tools import beam, manifests
+from mae_jax.tools import array_records, beam, manifests
 from mae_jax.tools.outputs import Output, Variables, choose, output_shape, outputs, variables
 from mae_jax.train import sharding
 from mae_jax.types import Params
@@ -70,6 +69,9 @@ class Shards:
         """Write a shard; the same arrays give the same bytes.
 
         An npz file holds the arrays. A record of an array_record file is an npz file of one row.
+
+        Raises:
+          ConfigError: if it cannot be written.
         """
         with (
             completed(self.path(number), scratch=self.scratch) as temporary,
@@ -79,12 +81,11 @@ class Shards:
                 with open(local, "wb") as file:
                     _save(file, arrays)
                 return
-            writer = ArrayRecordWriter(local, "group_size:1")
-            for row in zip(*arrays.values(), strict=True):
-                record = io.BytesIO()
-                _save(record, dict(zip(arrays, row, strict=True)))
-                writer.write(record.getvalue())
-            writer.close()
+            with array_records.writing(local, "group_size:1") as writer:
+                for row in zip(*arrays.values(), strict=True):
+                    record = io.BytesIO()
+                    _save(record, dict(zip(arrays, row, strict=True)))
+                    writer.write(record.getvalue())
 
 
 def _save(file: IO[bytes], arrays: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from PIL import Image
 
@@ -40,7 +40,7 @@ from mae_jax.data.sources.prepared import (
 from mae_jax.data.transforms import BadExample, Decode, resize
 from mae_jax.errors import ConfigError
 from mae_jax.files import completed, is_local, read_locally, written_locally
-from mae_jax.tools import beam, manifests
+from mae_jax.tools import array_records, beam, manifests
 
 SHARD_BYTES = 128 * 2**20  # of images as they are in the folder; a shard of resized ones is smaller
 LEAST_SHARDS = 16  # that several processes have something to do
@@ -259,19 +259,15 @@ def write_shard(plan: ShardPlan, out: str, scratch: epath.Path | None = None) ->
     with (
         completed(path, field="OUT", scratch=scratch) as temporary,
         written_locally(temporary) as local,
+        array_records.writing(local, WRITER) as writer,
     ):
-        try:
-            writer = ArrayRecordWriter(local, WRITER)
-            for name, label in zip(plan.names, plan.labels, strict=True):
-                try:
-                    image = _read_image(plan, name)
-                except BadExample as error:
-                    left_out[name] = " ".join(str(error).split())
-                    continue
-                writer.write(join_record(name, label, image))
-            writer.close()
-        except RuntimeError as error:  # array_record's, of a full disk for one
-            raise OSError(" ".join(str(error).split())) from error
+        for name, label in zip(plan.names, plan.labels, strict=True):
+            try:
+                image = _read_image(plan, name)
+            except BadExample as error:
+                left_out[name] = " ".join(str(error).split())
+                continue
+            writer.write(join_record(name, label, image))
     shard = _read_shard(plan, path)
     if shard.left_out.keys() != left_out.keys():
         raise RuntimeError(f"{path} cannot be read back as it was written")
