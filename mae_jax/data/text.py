@@ -4,7 +4,8 @@
 
 - "": as many as `data.vocabulary_size` allows, learnt from the captions that are trained on, in
   BERT's lower-case form. The same captions give the same ids.
-- a file: a `tokenizer.json` of that library, or the `vocab.txt` of a lower-case BERT.
+- a file: a `tokenizer.json` of that library, or the `vocab.txt` of a lower-case BERT; or a folder
+  with one of them, the former if there are both.
 - the folder of a run, for the pieces that it has used.
 - the text of a `tokenizer.json`, which begins with "{": what a run keeps with its checkpoints, so
   that a model needs neither the file nor the captions again.
@@ -30,6 +31,7 @@ from mae_jax.data.sources import Source, open_split
 from mae_jax.errors import ConfigError
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
+FILES = ("tokenizer.json", "vocab.txt")  # in a folder of transformers
 CONTINUES = "##"  # what a piece begins with that goes on a word
 MAX_CAPTIONS = 1_000_000  # to learn pieces from
 MIN_FREQUENCY = 2  # of a pair of pieces that becomes one, as BERT's trainer of `tokenizers` has it
@@ -170,13 +172,14 @@ def _of_source(source: Source, data: ConfigDict) -> str:
 def _from_file(name: str) -> str:
     """Return the tokenizer of a `tokenizer.json` or a `vocab.txt` as the text of the former."""
     path = epath.Path(name).expanduser()
-    if (path / "config.json").exists():
-        kept = json.loads((path / "config.json").read_text())["data"].get("vocabulary")
-        if not kept:
+    data = _data_of_run(path)
+    if data is not None:
+        if not data.get("vocabulary"):
             raise ConfigError(
                 f"data.vocabulary: expected a run with word pieces, got none at {path}"
             )
-        return kept
+        return data["vocabulary"]
+    path = next((path / file for file in FILES if (path / file).exists()), path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
@@ -202,6 +205,16 @@ def _from_file(name: str) -> str:
             f" {path}; give the tokenizer.json of another one"
         )
     return _bert({piece: number for number, piece in enumerate(pieces)})
+
+
+def _data_of_run(folder: epath.Path) -> dict[str, Any] | None:
+    """Return `config.data` of the folder of a run; None: it is none, it may be of transformers."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    data = config.get("data") if isinstance(config, dict) else None
+    return data if isinstance(data, dict) else None
 
 
 def _bert(ids: dict[str, int]) -> str:

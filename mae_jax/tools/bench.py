@@ -90,7 +90,9 @@ def _json_flags(parser: argparse.ArgumentParser, *, resume: bool = True) -> None
     parser.add_argument("--json", metavar="FILE", help="lines to append the figures to")
     if resume:
         parser.add_argument(
-            "--resume", action="store_true", help="what --json has already is not measured again"
+            "--resume",
+            action="store_true",
+            help="what --json has of this device and these versions is not measured again",
         )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mae_jax import api
 from mae_jax.data.sources.clips import Films
-from mae_jax.data.sources.folder import EXTENSIONS
+from mae_jax.data.sources.folder import Files, scan
 from mae_jax.data.transforms import BadExample, Decode
 from mae_jax.errors import ConfigError
 from mae_jax.files import encode_picture
@@ -48,7 +48,7 @@ def write(flags: argparse.Namespace) -> None:
     model = api.load(flags.checkpoint)
     chosen = variants(model, flags.mask, flags.mask_ratio, flags.seed)
     is_of_clips = len(model.module.unit.grid_size) == 3
-    paths = image_paths(flags.images, Films.extensions if is_of_clips else EXTENSIONS)
+    paths = image_paths(flags.images, Films if is_of_clips else Files)
     images = read_images(model, paths, flags.limit)
     if next(paths, None) is not None:
         print(f"the first {len(images)} images; --limit=N takes more")
@@ -67,7 +67,7 @@ def write(flags: argparse.Namespace) -> None:
     print(f"{names}: {len(images)} image(s), {len(chosen)} mask(s), step {model.step}{weights}")
 
 
-def image_paths(words: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> Iterator[str]:
+def image_paths(words: Sequence[str], kind: type[Files] = Files) -> Iterator[str]:
     """Yield the files that words of a command line stand for, in order; looks no further ahead.
 
     A word is a file, a folder (its images at any depth, by name), a pattern with `*`, `?` or `[]`,
@@ -75,26 +75,29 @@ def image_paths(words: Sequence[str], extensions: Sequence[str] = EXTENSIONS) ->
 
     Args:
       words: of the command line.
-      extensions: of the files of a folder that count.
+      kind: of the files of a folder that count.
+
+    Raises:
+      ConfigError: if a folder cannot be read.
     """
     for word in words:
         for part in [word] if os.path.exists(os.path.expanduser(word)) else word.split(","):
             path = os.path.expanduser(part)
             if os.path.isdir(path):
-                yield from _images_below(path, tuple(extensions))
+                yield from _images_below(path, kind)
             elif not os.path.exists(path) and glob.has_magic(path):
                 yield from sorted(glob.glob(path)) or [path]
             else:
                 yield path
 
 
-def _images_below(folder: str, extensions: tuple[str, ...]) -> Iterator[str]:
+def _images_below(folder: str, kind: type[Files]) -> Iterator[str]:
     """Yield images one by one: a folder may hold a million."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(extensions) and not name.startswith("."):
-                yield os.path.join(parent, name)
+    try:
+        for name in scan(folder, kind):
+            yield os.path.join(folder, name)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("data.path", "--images", 1)) from error
 
 
 def read_images(model: api.Pretrained, paths: Iterator[str], limit: int) -> np.ndarray:

@@ -14,7 +14,6 @@ from typing import IO, Any
 
 import jax
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -25,7 +24,7 @@ from mae_jax.data import loader
 from mae_jax.data.sources import Source, open_split, other_data, source_fields
 from mae_jax.errors import ConfigError
 from mae_jax.files import completed, is_local, written_locally
-from mae_jax.tools import beam, manifests
+from mae_jax.tools import array_records, beam, manifests
 from mae_jax.tools.outputs import Output, Variables, choose, output_shape, outputs, variables
 from mae_jax.train import sharding
 from mae_jax.types import Params
@@ -70,6 +69,9 @@ class Shards:
         """Write a shard; the same arrays give the same bytes.
 
         An npz file holds the arrays. A record of an array_record file is an npz file of one row.
+
+        Raises:
+          ConfigError: if it cannot be written.
         """
         with (
             completed(self.path(number), scratch=self.scratch) as temporary,
@@ -79,12 +81,11 @@ class Shards:
                 with open(local, "wb") as file:
                     _save(file, arrays)
                 return
-            writer = ArrayRecordWriter(local, "group_size:1")
-            for row in zip(*arrays.values(), strict=True):
-                record = io.BytesIO()
-                _save(record, dict(zip(arrays, row, strict=True)))
-                writer.write(record.getvalue())
-            writer.close()
+            with array_records.writing(local, "group_size:1") as writer:
+                for row in zip(*arrays.values(), strict=True):
+                    record = io.BytesIO()
+                    _save(record, dict(zip(arrays, row, strict=True)))
+                    writer.write(record.getvalue())
 
 
 def _save(file: IO[bytes], arrays: Mapping[str, Any]) -> None:
@@ -126,6 +127,7 @@ class Extraction:
         output = choose(model, pool)
         given = {"source": flags.source, "path": flags.path, "eval_split": flags.split}
         data = other_data(model.config.data, given)
+        data.path = _whole_path(data.path)
         source = open_split(data, data.eval_split)
         folder = epath.Path(flags.out).expanduser()
         scratch = folder / beam.SCRATCH if flags.beam else None
@@ -202,22 +204,25 @@ def write(flags: argparse.Namespace) -> None:
     if len(missing) < len(shards):
         print(f"{len(shards) - len(missing)} of {len(shards)} files are there already")
     if flags.beam:
-        write_with_beam(flags, shards, missing)
+        write_with_beam(flags, data.path, shards, missing)
     else:
         extraction.write(missing)
     beam.remove_scratch(shards.folder)
     print(f"complete: {len(shards)} files")
 
 
-def write_with_beam(flags: argparse.Namespace, shards: Shards, missing: Sequence[int]) -> None:
-    """Have workers of Beam write the shards that are missing.
+def write_with_beam(
+    flags: argparse.Namespace, data_path: str, shards: Shards, missing: Sequence[int]
+) -> None:
+    """Have workers of Beam write the shards that are missing; `data_path` is of the examples.
 
     Raises:
       ConfigError: if workers do not see the folders of `flags`, under the same path, or if their
         checkpoint or examples are others than those that the folder is claimed for.
     """
     if missing:
-        beam.run(missing, functools.partial(_writer, _with_whole_paths(flags)), flags.beam_options)
+        flags = _with_whole_paths(flags, data_path)
+        beam.run(missing, functools.partial(_writer, flags), flags.beam_options)
     if lost := shards.missing():
         raise ConfigError(
             f"--out={shards.folder}: expected a folder that all workers share, got no"
@@ -237,14 +242,20 @@ def _writer(flags: argparse.Namespace) -> Callable[[int], None]:
     return write_one
 
 
-def _with_whole_paths(flags: argparse.Namespace) -> argparse.Namespace:
+def _with_whole_paths(flags: argparse.Namespace, data_path: str) -> argparse.Namespace:
     """Return flags that mean the same in another folder, where Beam's workers run."""
     paths = {
         name: os.path.abspath(os.path.expanduser(getattr(flags, name)))
         for name in ("checkpoint", "out")
         if is_local(getattr(flags, name))
     }
-    return argparse.Namespace(**vars(flags) | paths)
+    return argparse.Namespace(**vars(flags) | paths | {"path": data_path})
+
+
+def _whole_path(path: str) -> str:
+    """Return `data.path`, absolute if there is such a file here: it may be the name of a set."""
+    local = os.path.expanduser(path)
+    return os.path.abspath(local) if os.path.exists(local) else path
 
 
 def digest(params: Params) -> str:

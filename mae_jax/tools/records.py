@@ -5,6 +5,7 @@ Imports no jax: a program that measures without it says so by what it does not n
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -43,6 +44,15 @@ def environment() -> dict[str, Any]:
     if "jax" in sys.modules:
         devices = sys.modules["jax"].devices()
         found |= {"device": devices[0].device_kind, "devices": len(devices)}
+    return found
+
+
+def installed() -> dict[str, str]:
+    """Return the versions of those of `LIBRARIES` that are installed, imported or not."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     return found
 
 

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from PIL import Image
 
 from mae_jax.data.processes import end_with_parent
-from mae_jax.data.sources import THREADS, allowed_bad
+from mae_jax.data.sources import EVAL_SPLITS, THREADS, allowed_bad
 from mae_jax.data.sources.folder import own_splits
 from mae_jax.data.sources.prepared import (
     FORMAT,
@@ -33,13 +33,14 @@ from mae_jax.data.sources.prepared import (
     STARTED,
     check_sizes,
     join_record,
+    read_index,
     read_manifest,
     split_record,
 )
 from mae_jax.data.transforms import BadExample, Decode, resize
 from mae_jax.errors import ConfigError
 from mae_jax.files import completed, is_local, read_locally, written_locally
-from mae_jax.tools import beam, manifests
+from mae_jax.tools import array_records, beam, manifests
 
 SHARD_BYTES = 128 * 2**20  # of images as they are in the folder; a shard of resized ones is smaller
 LEAST_SHARDS = 16  # that several processes have something to do
@@ -112,12 +113,14 @@ class Plan:
       classes: names of the classes; empty if the images have none.
       labelled: the splits that have labels.
       facts: what the outputs depend on, for the manifests.
+      not_taken: folders of other splits, of which there are no shards.
     """
 
     shards: tuple[ShardPlan, ...]
     classes: tuple[str, ...]
     labelled: frozenset[str]
     facts: dict[str, Any]
+    not_taken: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -185,7 +188,15 @@ def plan(folder: str, options: Options = Options(), shards: int | None = None) -
                 "digest_of_names_labels_sizes": digest.hexdigest(),
             },
         },
+        _not_taken([files.root for files in splits.values()]),
     )
+
+
+def _not_taken(roots: Sequence[str]) -> tuple[str, ...]:
+    """Return the folders of splits beside those of several splits."""
+    beside = [os.path.join(os.path.dirname(roots[0]), name) for name in EVAL_SPLITS]
+    others = [path for path in beside if path not in roots and epath.Path(path).is_dir()]
+    return tuple(others if len(roots) > 1 else ())
 
 
 def _size(path: str) -> int:
@@ -233,7 +244,7 @@ def _channels(data: bytes) -> int:
 def write_shard(plan: ShardPlan, out: str, scratch: epath.Path | None = None) -> Shard:
     """Write a shard into the folder `out`; the same plan and files give the same bytes.
 
-    Images that cannot be decoded are left out.
+    Images that cannot be decoded, or are gone, are left out.
 
     Args:
       plan: what it is made of.
@@ -241,34 +252,57 @@ def write_shard(plan: ShardPlan, out: str, scratch: epath.Path | None = None) ->
       scratch: see `mae_jax.files.completed`.
 
     Raises:
-      ConfigError: if it cannot be written.
+      ConfigError: if it cannot be written, or an image not be read.
     """
     left_out = {}
     path = epath.Path(out) / plan.file
-    remote = not is_local(plan.root)
     with (
         completed(path, field="OUT", scratch=scratch) as temporary,
         written_locally(temporary) as local,
+        array_records.writing(local, WRITER) as writer,
     ):
-        try:
-            writer = ArrayRecordWriter(local, WRITER)
-            for name, label in zip(plan.names, plan.labels, strict=True):
-                try:
-                    data = epath.Path(os.path.join(plan.root, name)).read_bytes()
-                    image = prepare_image(data, plan.options)
-                except (BadExample, OSError) as error:
-                    if remote and not isinstance(error, (BadExample, FileNotFoundError)):
-                        raise  # of the network: the image may be a good one
-                    left_out[name] = " ".join(str(error).split())
-                    continue
-                writer.write(join_record(name, label, image))
-            writer.close()
-        except RuntimeError as error:  # array_record's, of a full disk for one
-            raise OSError(" ".join(str(error).split())) from error
+        for name, label in zip(plan.names, plan.labels, strict=True):
+            try:
+                image = _read_image(plan, name)
+            except BadExample as error:
+                left_out[name] = " ".join(str(error).split())
+                continue
+            writer.write(join_record(name, label, image))
     shard = _read_shard(plan, path)
     if shard.left_out.keys() != left_out.keys():
         raise RuntimeError(f"{path} cannot be read back as it was written")
     return dataclasses.replace(shard, left_out=left_out)
+
+
+def _read_image(plan: ShardPlan, name: str) -> bytes:
+    """Return the bytes of an image to store.
+
+    Raises:
+      BadExample: if it is bad, or gone.
+      ConfigError: if it cannot be read at this time; it may be a good one.
+    """
+    path = os.path.join(plan.root, name)
+    try:
+        data = epath.Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise BadExample(str(error)) from error
+    except OSError as error:  # of the network, the disk or its permissions
+        raise ConfigError(
+            f"FOLDER: expected images that can be read, got {error.strerror or error} at"
+            f" {_printable(path)}"
+        ) from error
+    try:
+        return prepare_image(data, plan.options)
+    except OSError as error:  # Pillow's, of one too long for JPEG
+        raise BadExample(str(error)) from error
+
+
+def _is_good(plan: ShardPlan, name: str) -> bool:
+    try:
+        _read_image(plan, name)
+    except BadExample:
+        return False
+    return True
 
 
 def ensure_shard(
@@ -276,11 +310,16 @@ def ensure_shard(
 ) -> tuple[Shard, bool]:
     """Return the shard of the folder `out`, and whether it had to be written.
 
-    It is written if there is none, or one that is damaged or of other images.
+    It is written if there is none, or one that is damaged, of other images, or without one that
+    was bad when it was written and is good now; raises as `write_shard` does.
     """
     path = epath.Path(out) / plan.file
     try:
-        if path.exists() and (shard := _read_shard(plan, path)).names:
+        if (
+            path.exists()
+            and (shard := _read_shard(plan, path)).names
+            and not any(_is_good(plan, name) for name in shard.left_out)
+        ):
             return shard, False
     except OSError:
         pass
@@ -378,7 +417,10 @@ def prepare(plan: Plan, out: str, *, ensure: Ensure, max_bad_share: float) -> No
     """
     folder = epath.Path(out)
     manifests.claim(folder / STARTED, plan.facts, files="*.array_record", field="OUT")
-    if (folder / MANIFEST).exists() and _is_whole(out):
+    for path in plan.not_taken:
+        parts = " and ".join(dict.fromkeys(shard.split for shard in plan.shards))
+        print(f"not taken: {path}: the parts are {parts}; prepare it by itself if you need it")
+    if (folder / MANIFEST).exists() and _is_whole(plan, out):
         print(f"{out}: complete already, {len(plan.shards)} shards")
         return
     allowed = allowed_bad(max_bad_share, plan.images)
@@ -408,13 +450,21 @@ def prepare(plan: Plan, out: str, *, ensure: Ensure, max_bad_share: float) -> No
     )
 
 
-def _is_whole(out: str) -> bool:
+def _is_whole(plan: Plan, out: str) -> bool:
+    """Return whether all files are there, and no image that was left out is good by now."""
     try:
-        for part in read_manifest(out)["splits"].values():
+        parts = read_manifest(out)["splits"]
+        for part in parts.values():
             check_sizes(out, part)
+            read_index(out, part)
     except ConfigError:
         return False
-    return True
+    left_out = {split: set(part["left_out"]) for split, part in parts.items()}
+    return not any(
+        _is_good(shard, name)
+        for shard in plan.shards
+        for name in left_out[shard.split].intersection(shard.names)
+    )
 
 
 def _printable(name: str) -> str:

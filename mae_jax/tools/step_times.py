@@ -226,7 +226,8 @@ def run(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure what the flags of `bench step` ask for; print a table and return its rows.
 
     Configs of one batch and image size have their turns together, and are measured again together
-    where a row of one of them is missing in the file.
+    where a row of one of them is missing in the file. One of another device, of other versions, or
+    beside another first config, does not count.
 
     Raises:
       ConfigError: if a config is none.
@@ -247,15 +248,17 @@ def measure(names: Sequence[str], flags: argparse.Namespace) -> list[dict[str, A
         for image_size in flags.image_size or (None,)
         for batch_size in flags.batch_size
     ]
-    keys = [[case.key() for case in group] for group in groups]  # mistakes come before any work
+    # Mistakes come before any work.
+    keys = [[case.key() | {"first": group[0].name} for case in group] for group in groups]
+    place = records.environment()
     known = records.read(flags.json) if flags.resume else []
     rows: list[dict[str, Any]] = []
     for group, group_keys in zip(groups, keys, strict=True):
-        done = [records.find(known, **key) for key in group_keys]
+        done = [records.find(known, **place, **key) for key in group_keys]
         found = [dict(row) for row in done if row is not None]
         if len(found) < len(group):
             found = [
-                {**records.environment(), **key, **row}
+                {**place, **key, **row}
                 for key, row in zip(group_keys, _measured(group, flags), strict=True)
             ]
             if flags.json:

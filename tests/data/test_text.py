@@ -99,6 +99,30 @@ class TestTokenizerJson:
         assert words.pieces([4, 3]) == ["Owl", "?"]
 
 
+class TestFolder:
+    @pytest.mark.parametrize("config", ['{"model_type": "bert"}', "[]", "{", None])
+    def test_that_of_transformers_gives_its_file(self, tmp_path, bert, config):
+        if config is not None:
+            (tmp_path / "config.json").write_text(config)
+        assert word_pieces(data(vocabulary=str(tmp_path))) == bert
+        other = learn(["a zebra"], 100)
+        (tmp_path / "tokenizer.json").write_text(other)  # says more than the list of pieces
+        assert word_pieces(data(vocabulary=str(tmp_path))).serialized == other
+
+    def test_that_of_a_run_gives_what_it_has_used(self, tmp_path, bert):
+        (tmp_path / "config.json").write_text(json.dumps({"data": {"vocabulary": "{}"}}))
+        assert word_pieces(data(vocabulary=str(tmp_path))).serialized == "{}"
+        (tmp_path / "config.json").write_text(json.dumps({"data": {"vocabulary": ""}}))
+        with pytest.raises(ConfigError, match=r"data.vocabulary: expected a run with word pieces"):
+            word_pieces(data(vocabulary=str(tmp_path)))
+
+    def test_one_without_pieces_is_refused_in_one_line(self, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+        message = r"data.vocabulary: expected a vocab.txt or tokenizer.json, got Is a directory at"
+        with pytest.raises(ConfigError, match=message):
+            word_pieces(data(vocabulary=str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

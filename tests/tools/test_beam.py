@@ -172,6 +172,24 @@ def test_missing_features_alone_are_extracted(commands, workers, tmp_path, monke
     assert contents(out) == before
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_workers_find_images_by_a_path_that_is_relative_here(
+    kept, commands, digits, workers, workdir, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(digits.parent)
+    argv = commands["extract"]
+    if kept:
+        fields = {"data__source": "folder", "data__path": digits.name, "data__held_out": "0.1"}
+        workdir = write_checkpoint(tmp_path / "kept", tiny_config(**fields))
+    where = [f"--checkpoint={workdir}", *([] if kept else [f"--path={digits.name}"])]
+    for out, more in ((tmp_path / "one", []), (tmp_path / "many", ["--beam"])):
+        given = [word for word in argv(out) if not word.startswith(("--path", "--checkpoint"))]
+        assert extract_features.main([*given, *where, *more]) == 0
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    manifest = json.loads((tmp_path / "many" / "features.json").read_text())
+    assert manifest["source"]["path"] == str(digits)
+
+
 def test_a_worker_that_finds_another_checkpoint_writes_nothing(
     commands, workers, workdir, tmp_path, monkeypatch, capsys
 ):

@@ -258,6 +258,22 @@ def test_what_a_file_has_is_not_measured_again(fakes, tmp_path, capsys):
     assert len(fakes) == 3
 
 
+def test_a_row_of_another_place_or_beside_another_first_is_not_taken(fakes, tmp_path):
+    path = tmp_path / "figures.jsonl"
+    argv = ["--rounds=1", "--batch_size=4", f"--json={path}", "--resume"]
+    assert bench.main(["step", "small", "demo", *argv]) == 0
+    assert len(fakes) == 2
+    assert bench.main(["step", "demo", "small", *argv]) == 0  # demo is the first one now
+    assert len(fakes) == 4
+    for change in ({"device": "another"}, {"jax": "0.1"}):
+        path.write_text("".join(json.dumps(row | change) + "\n" for row in records.read(path)))
+        fakes.clear()
+        assert bench.main(["step", "demo", "small", *argv]) == 0
+        assert len(fakes) == 2
+    assert bench.main(["step", "demo", *argv]) == 0
+    assert len(fakes) == 2
+
+
 def test_all_units_in_the_encoder_are_compared_with_the_config_as_it_is(fakes, capsys):
     assert bench.main(["encode_all", "demo", "--rounds=1"]) == 0
     assert [name for name, _ in fakes] == ["demo", "demo model.mask_tokens_in_encoder=True"]
@@ -463,12 +479,44 @@ def test_with_wall_each_is_measured_once_by_itself(monkeypatch, tmp_path):
         return [{**peer_times.key(spec, flags), "images_per_second": 1.0} for spec in group]
 
     monkeypatch.setattr(peer_times, "_measured", measured)
+    monkeypatch.setattr(peer_times, "_place", lambda python: {"device": "this"})
     path = tmp_path / "figures.jsonl"
     argv = ["peers", "--contenders=ours,sdpa", f"--json={path}", "--resume"]
     assert bench.main([*argv, "--wall", "--batch_sizes=2,4"]) == 0
     assert bench.main([*argv, "--wall", "--batch_sizes=2,8"]) == 0
     assert asked == [[("ours", 2)], [("sdpa", 2)], [("ours", 4)], [("sdpa", 4)], *asked[4:]]
     assert asked[4:] == [[("ours", 8)], [("sdpa", 8)]]
+    monkeypatch.setattr(peer_times, "_place", lambda python: {"device": "another"})
+    assert bench.main([*argv, "--wall", "--batch_sizes=2"]) == 0
+    assert asked[6:] == asked[:2]
+
+
+def test_proportions_to_different_contenders_are_not_mixed(monkeypatch, tmp_path):
+    asked = []
+
+    def measured(group, flags):
+        names = [spec["name"] for spec in group]
+        asked.append(names)
+        return [{**peer_times.key(spec, flags), "peer": names[-1]} for spec in group]
+
+    monkeypatch.setattr(peer_times, "_measured", measured)
+    monkeypatch.setattr(peer_times, "_place", lambda python: None)
+    argv = ["peers", f"--json={tmp_path / 'figures.jsonl'}", "--resume"]
+    for names in ("ours,sdpa", "plain,eager", "plain,eager", "ours,plain"):
+        assert bench.main([*argv, f"--contenders={names}"]) == 0
+    assert asked == [["ours", "sdpa"], ["plain", "eager"], ["ours", "plain"]]
+
+
+def test_another_interpreter_says_what_it_would_be_measured_on(tmp_path):
+    place = peer_times._place(sys.executable)
+    assert place is not None
+    assert place["device"] == "cpu"
+    assert place["jax"] == jax.__version__
+    assert place.keys() >= records.installed().keys()
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    assert peer_times._place(str(broken)) is None
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from mae_jax.data.sources import folder
 from mae_jax.errors import ConfigError
 from mae_jax.tools import comparison
 
@@ -19,6 +20,28 @@ def test_a_folder_stands_for_its_images_in_order(tmp_path):
         (tmp_path / name).touch()
     found = list(comparison.image_paths([str(tmp_path)]))
     assert found == [str(tmp_path / name) for name in ("a.JPG", "b.png", "sub/c.webp")]
+
+
+def test_links_are_followed_but_not_back(tmp_path):
+    images, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    for root in (images, elsewhere):
+        root.mkdir()
+        (root / "a.png").touch()
+    (images / "0_linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(images)
+    (images / "lost.png").symlink_to(tmp_path / "nothing")
+    found = list(comparison.image_paths([str(images)]))
+    assert found == [str(images / name) for name in ("a.png", "0_linked/a.png")]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(folder.os, "scandir", refuse)
+    message = f"^--images: expected a readable folder, got Permission denied at {tmp_path}"
+    with pytest.raises(ConfigError, match=message):
+        list(comparison.image_paths([str(tmp_path)]))
 
 
 def test_a_name_with_a_comma_or_a_bracket_is_one_file(tmp_path):

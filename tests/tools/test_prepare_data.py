@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
+from etils import epath
 from PIL import Image
 
 from mae_jax.data.transforms import BadExample, Decode, resize
@@ -254,6 +256,42 @@ def test_too_many_bad_images_are_refused_and_the_start_can_go_on(tmp_path, capsy
     assert "12 images, 0.00 GB, 11 left out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("bad", "first"), [(2, 0), (11, 2)])
+def test_an_image_that_is_good_by_now_is_no_longer_left_out(tmp_path, capsys, bad, first):
+    images = tmp_path / "images"
+    write_photographs(images, 14)
+    good = contents(images)
+    for name in sorted(good)[:bad]:  # of the same size, as a copy has it that is not finished
+        (images / name).write_bytes(b"\0" * len(good[name]))
+    out = tmp_path / "out"
+    assert prepare(images, out, "--shards=3") == first  # complete, or refused
+    for name in sorted(good)[1:bad]:
+        (images / name).write_bytes(good[name])
+    assert prepare(images, out, "--shards=3") == 0
+    assert "13 images, 0.00 GB, 1 left out" in capsys.readouterr().out
+    assert prepare(images, tmp_path / "fresh", "--shards=3") == 0
+    assert contents(out) == contents(tmp_path / "fresh")
+    capsys.readouterr()
+    assert prepare(images, out, "--shards=3") == 0  # the one that stays bad is no reason
+    assert capsys.readouterr().out == f"{out}: complete already, 3 shards\n"
+
+
+def test_an_image_that_cannot_be_read_at_this_time_is_not_left_out(
+    images, tmp_path, capsys, monkeypatch
+):
+    def broken(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as context:
+        context.setattr(type(epath.Path("/")), "read_bytes", broken)
+        line = refusal(capsys, [images, tmp_path / "out", "--processes=1"])
+    assert "FOLDER: expected images that can be read, got Stale file handle at " in line
+    assert "/train/cat/photo_00." in line
+    for out in (tmp_path / "out", tmp_path / "fresh"):
+        assert prepare(images, out) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
 def test_another_folder_or_other_options_are_refused_and_nothing_is_touched(tmp_path, capsys):
     images = write_images(tmp_path / "images")
     out = tmp_path / "out"
@@ -300,6 +338,33 @@ def test_verify_finds_a_flipped_bit_and_a_missing_file(images, tmp_path, capsys)
     file.unlink()
     assert prepare(images, out, "--shards=3") == 0  # as it was told
     assert prepare_data.main(["--verify", str(out)]) == 0
+
+
+def test_a_split_that_is_not_taken_is_named(tmp_path, capsys):
+    images = write_images(tmp_path / "images", 2)
+    write_photographs(images / "test", 1)
+    assert prepare(images, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert said.count("not taken: ") == 1
+    assert f"not taken: {images}/test: the parts are train and val; prepare it by" in said
+    (images / "val").rename(tmp_path / "gone")  # so that test is the second part
+    assert prepare(images, tmp_path / "other") == 0
+    assert prepare(images / "train", tmp_path / "one") == 0
+    assert "not taken" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_an_index_that_is_missing_or_damaged_is_written_again(images, tmp_path, damaged):
+    out = tmp_path / "out"
+    assert prepare(images, out, "--shards=2") == 0
+    before = contents(out)
+    index = out / "train.index.json"
+    if damaged:
+        index.write_bytes(before[index.name].replace(b"photo_00", b"photo_99"))
+    else:
+        index.unlink()
+    assert prepare(images, out, "--shards=2") == 0
+    assert contents(out) == before
 
 
 class TestPreparedImages:

@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from etils import epath
@@ -255,21 +255,36 @@ def _descend(folder: str, kind: type[Files]) -> str:
     return folder
 
 
-def _scan(
+def scan(
     folder: str, kind: type[Files], prefix: str = "", above: tuple[str, ...] = ()
-) -> Iterable[str]:
+) -> Iterator[str]:
+    """Yield the relative paths of files at any depth, looking no further ahead than a folder.
+
+    Those of a folder come by name, and then those of the folders in it.
+
+    Args:
+      folder: to begin with, local or of a bucket.
+      kind: of the files.
+      prefix: before the names.
+      above: real paths of the folders that lead to this one.
+
+    Raises:
+      ConfigError: naming `data.path`, if a folder cannot be read.
+    """
     real = os.path.realpath(folder)
     if real in above:  # a link that leads back
         return
-    for entry in _entries(folder):
+    entries = sorted(_entries(folder), key=lambda entry: entry.name)
+    for entry in entries:
         if _is_one(entry, kind):
             yield prefix + entry.name
-        elif _leads_to(entry.is_dir):
-            yield from _scan(entry.path, kind, f"{prefix}{entry.name}/", (*above, real))
+    for entry in entries:
+        if _leads_to(entry.is_dir):
+            yield from scan(entry.path, kind, f"{prefix}{entry.name}/", (*above, real))
 
 
 def _find(root: str, kind: type[Files]) -> list[str]:
-    names = sorted(_scan(root, kind))
+    names = sorted(scan(root, kind))
     if not names:
         raise ConfigError(
             f"data.path: expected {kind.what} ({' '.join(kind.extensions)}), got none in {root}"
