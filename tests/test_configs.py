@@ -269,6 +269,35 @@ def test_official_numbers(name):
     assert config.model.size == name.partition(":")[2][:5]
 
 
+M3AE_FINETUNED = {  # young-geng/m3ae_public: its README's command, `data.py`, `finetune_main.py`
+    "batch_size": 1024,
+    "epochs": 100.0,
+    "optimizer.min_learning_rate": 0.0,
+    "optimizer.no_decay": ("cls_token", "image_type"),
+    "optimizer.layer_decay": 0.6,
+    "model.drop_path_rate": 0.1,
+    "data.crop_scale": (0.08, 1.0),
+    "data.erasing_probability": 0.0,
+}
+M3AE_PROBED = {  # the same, and `linear_main.py`
+    "batch_size": 2048,
+    "epochs": 90.0,
+    "optimizer.base_learning_rate": 0.1,
+    "data.augment": "random_resized_crop",
+    "data.crop_scale": (0.08, 1.0),
+    "data.erasing_probability": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("m3ae_finetune:large", M3AE_FINETUNED), ("m3ae_finetune:large_probe", M3AE_PROBED)],
+)
+def test_m3ae_is_probed_and_fine_tuned_with_its_authors_numbers(name, numbers):
+    config = configs.load_config(name)
+    assert {key: field(config, key) for key in numbers} == numbers
+
+
 @pytest.mark.parametrize(
     ("name", "peak"),
     [
