@@ -2,10 +2,13 @@
 
     python -m mae_jax.main --config=m3ae_finetune:large_probe --config.init_from=runs/m3ae
     python -m mae_jax.main --config=m3ae_finetune --config.init_from=runs/m3ae
+    python -m mae_jax.main --config=m3ae_finetune --config.init_from=runs/m3ae_large_mae \
+        --config.model.use_type_vectors=False
 
 Variants: `large` (the default), `small`, `base`, `huge`: fine-tuning, whose numbers are those that
 the authors have for `large`; with `_probe` the linear probe. Both take the class token, at 256
-pixels; the words of the encoder stay behind.
+pixels; the words of the encoder stay behind. An encoder that has learnt from images alone has no
+vectors that tell patches from words: `model.use_type_vectors=False`.
 
 Expected: the paper reports linear probes above MAE's at equal size and epochs. We have not run it.
 
@@ -35,6 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.image_size = (256, 256)
     model.positions = "fixed"
     model.pooling = "cls"
+    model.use_type_vectors = True  # False for the baseline, which sees images alone
     data.mean, data.std = recipes.CC12M_MEAN, recipes.CC12M_STD
     if probe:
         config.batch_size = 2048

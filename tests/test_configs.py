@@ -289,6 +289,16 @@ M3AE_PROBED = {  # the same, and `linear_main.py`
 }
 
 
+def test_the_baseline_of_m3ae_has_no_type_vectors_as_its_authors_command():
+    model = build.build_model(configs.load_config("m3ae:small_mae"))
+    assert not model.encoder.use_type_vectors
+    assert not model.decoder.use_type_vectors
+    fields = {"model.output_head_depth": "2"}
+    model = build.build_model(configs.load_config("m3ae:small", fields))
+    assert model.encoder.use_type_vectors
+    assert model.decoder.head_depth == 2
+
+
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [("m3ae_finetune:large", M3AE_FINETUNED), ("m3ae_finetune:large_probe", M3AE_PROBED)],
