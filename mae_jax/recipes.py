@@ -355,7 +355,8 @@ def _run(*, save_every: int) -> ConfigDict:
     # What the backward pass makes again, to save memory: "none"; "products": all but products of
     # weights; "block": whole blocks. Changes no result.
     run.remat = "none"
-    # What attends in each part: "xla", or "cudnn" on NVIDIA GPUs in bfloat16.
+    # What attends in each part: "xla", or, on NVIDIA GPUs in bfloat16, "cudnn", which takes neither
+    # biases nor masks.
     run.attention = ConfigDict({"encoder": "xla", "decoder": "xla"})
     # Folder of compiled programs; "auto": in the user's cache; "": none.
     run.compilation_cache = "auto"
