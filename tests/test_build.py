@@ -62,6 +62,11 @@ def test_the_least_rate_of_videomae_follows_the_batch():
     config = configs.load_config("videomae", {"batch_size": "256"})
     assert config.optimizer.min_learning_rate == pytest.approx(1e-5)
     assert configs.load_config("videomae").optimizer.min_learning_rate == pytest.approx(8e-5)
+    # MCG-NJU/VideoMAE `scripts`: 1e-5 where `--min_lr` says so, else the program's default.
+    for variant, per_256 in (("vit_h_k400", 1e-5), ("vit_b_ucf101", 1e-5), ("vit_b_k400", 1e-6)):
+        config = configs.load_config(f"videomae_finetune:{variant}")
+        least = per_256 * config.batch_size / 256
+        assert config.optimizer.min_learning_rate == pytest.approx(least), variant
 
 
 def test_an_encoder_of_another_method_is_refused_even_where_all_shapes_fit():
