@@ -73,7 +73,7 @@ def finetune() -> ConfigDict:
     """Return the official end-to-end fine-tuning of MAE ViT-B on ImageNet at 224 pixels.
 
     Source: the commands of facebookresearch/mae `FINETUNE.md` for the released weights; where they
-    differ from table 9 of arXiv 2111.06377 see `finetune_variant`. Random erasing is the code's.
+    differ from table 9 of arXiv 2111.06377 see `finetune_variant`.
 
     Fields without a value (`None`) take that of the model size, or of the rule beside them.
     """
@@ -411,9 +411,9 @@ def finetune_variant(config: ConfigDict, variant: str) -> ConfigDict:
 
     Args:
       config: changed in place and returned.
-      variant: the size, then `paper` (table 9, for weights trained on raw pixels for 800 epochs)
-        in place of the official commands (for those with normalised targets and 1600 epochs), and
-        `448` pixels.
+      variant: the size, then `paper` (table 9, for weights trained on raw pixels for 800 epochs,
+        without random erasing) in place of the official commands (for those with normalised targets
+        and 1600 epochs), and `448` pixels.
 
     Raises:
       ValueError: if a part is unknown.
@@ -429,6 +429,8 @@ def finetune_variant(config: ConfigDict, variant: str) -> ConfigDict:
     config.optimizer.layer_decay = layer_decay
     config.model.drop_path_rate = drop_path
     config.epochs = epochs
+    if "paper" in parts:
+        config.data.erasing_probability = 0.0
     if "448" in parts:
         config.model.image_size = (448, 448)
     return config
