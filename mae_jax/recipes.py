@@ -429,6 +429,8 @@ def finetune_variant(config: ConfigDict, variant: str) -> ConfigDict:
     config.optimizer.layer_decay = layer_decay
     config.model.drop_path_rate = drop_path
     config.epochs = epochs
+    if size == "vit_h":
+        config.data.mixup_group = 16  # 64 GPUs share the batch
     if "paper" in parts:
         config.data.erasing_probability = 0.0
     if "448" in parts:
@@ -550,12 +552,13 @@ def _stem_method(config: ConfigDict, name: str, variant: str, known: Sequence[st
         model.stem_dim = 16
 
 
-# Warm-up, epochs of pre-training; layer decay, drop path of fine-tuning: implus/UM-MAE `Makefile`.
+# Warm-up, epochs of pre-training; layer decay, drop path, images mixed in one way (those that a GPU
+# has at once) of fine-tuning: implus/UM-MAE `Makefile`.
 _UM_MAE = {
-    "swin_t": (10.0, 200.0, 0.85, 0.1),
-    "swin_l": (40.0, 800.0, 0.7, 0.2),
-    "pvt_s": (10.0, 200.0, 0.85, 0.1),
-    "vit_b": (10.0, 200.0, 0.8, 0.1),
+    "swin_t": (10.0, 200.0, 0.85, 0.1, 64),
+    "swin_l": (40.0, 800.0, 0.7, 0.2, 32),
+    "pvt_s": (10.0, 200.0, 0.85, 0.1, 64),
+    "vit_b": (10.0, 200.0, 0.8, 0.1, 64),
 }
 _UM_MAE_DEMOS = {"demo": "swin_t", "demo_pvt": "pvt_s", "demo_vit": "vit_b"}
 
@@ -609,7 +612,7 @@ def um_mae_pretrain(config: ConfigDict, variant: str, known: Sequence[str]) -> C
     config = um_mae(config, variant, known)
     for name in ("mask_tokens_in_encoder", "loss_on"):
         del config.model[name]
-    warmup, epochs, _, _ = _UM_MAE[config.model.size]
+    warmup, epochs, *_ = _UM_MAE[config.model.size]
     config.epochs = epochs
     config.optimizer.warmup_epochs = warmup
     if variant.startswith("demo"):
@@ -620,8 +623,9 @@ def um_mae_pretrain(config: ConfigDict, variant: str, known: Sequence[str]) -> C
 def um_mae_finetune(config: ConfigDict, variant: str, known: Sequence[str]) -> ConfigDict:
     """Apply what UM-MAE's fine-tuning has of its own for a size, and `um_mae`."""
     config = um_mae(config, variant, known)
-    _, _, layer_decay, drop_path = _UM_MAE[config.model.size]
+    _, _, layer_decay, drop_path, group = _UM_MAE[config.model.size]
     if not variant.startswith("demo"):
+        config.data.mixup_group = group
         config.optimizer.layer_decay = layer_decay
         config.model.drop_path_rate = drop_path
     return config

@@ -290,6 +290,25 @@ M3AE_PROBED = {  # the same, and `linear_main.py`
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("finetune:vit_l", 32),
+        ("finetune:vit_h", 16),
+        ("hivit_finetune", 64),
+        ("um_mae_finetune:swin_t", 64),
+        ("um_mae_finetune:swin_l", 32),
+        ("um_mae_finetune:pvt_s", 64),
+        ("um_mae_finetune:vit_b", 64),
+        ("mixmim_finetune", 128),
+    ],
+)
+def test_images_are_mixed_by_the_batch_of_an_official_gpu(name, group):
+    config = configs.load_config(name)
+    assert config.data.mixup_group == group
+    assert config.batch_size % group == 0
+
+
 def test_the_baseline_of_m3ae_has_no_type_vectors_as_its_authors_command():
     model = build.build_model(configs.load_config("m3ae:small_mae"))
     assert not model.encoder.use_type_vectors
