@@ -207,6 +207,26 @@ def test_a_kernel_without_biases_and_masks_is_refused_where_there_are_some(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("demo", {"model.image_size": "4,4", "model.norm_pix_loss": "True"}),
+        ("videomae:motion", {"model.image_size": "4,4", "model.tubelet_size": "1"}),
+    ],
+)
+def test_targets_of_one_value_are_not_normalised(name, fields):
+    fields = shrunk(name) | {"model.patch_size": "1"} | fields
+    config = configs.load_config(name, fields)
+    task = build.build_task(config, build.build_model(config))
+    message = "^model.norm_pix_loss True: expected at least 2 values to normalise together, got 1;"
+    with pytest.raises(ConfigError, match=message) as caught:
+        build.build_training(config, task, build.build_optimizer(config))
+    assert "\n" not in str(caught.value)
+    config = configs.load_config(name, fields | {"model.norm_pix_loss": "False"})
+    task = build.build_task(config, build.build_model(config))
+    build.build_training(config, task, build.build_optimizer(config))
+
+
 def test_a_kernel_that_the_devices_lack_is_refused_in_training_and_left_out_in_loading():
     config = configs.load_config("vit_b", {"run.attention.encoder": "cudnn"})
     assert build.build_model(config) == build.build_model(configs.load_config("vit_b"))
