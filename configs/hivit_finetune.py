@@ -26,6 +26,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "demo":
         config = recipes.digits_finetune(config)
         config.init_from = "runs/hivit_demo"
+    else:
+        config.data.mixup_group = 64  # a GPU's batch of the official command
     config = recipes.hivit(config, variant)
     config.model.relative_positions = True
     return config

@@ -39,6 +39,8 @@ def get_config(variant: str = "") -> ConfigDict:
     model.image_size = (256, 256)
     model.vocabulary_size = 30522  # of BERT base, uncased
     model.text_length = 64
+    model.use_type_vectors = True  # they tell patches from words
+    model.output_head_depth = 0  # layers of each of the decoder's heads before the last
     model.mask_per = "batch"
     model.text_mask_ratio = 0.75
     model.text_loss_weight = 0.5
@@ -66,5 +68,6 @@ def get_config(variant: str = "") -> ConfigDict:
         return recipes.captions_demo(config)
     if variant.endswith("_mae"):
         model.vocabulary_size = 0
+        model.use_type_vectors = False
         data.reader = "images"
     return config

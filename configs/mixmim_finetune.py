@@ -30,6 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "demo":
         config = recipes.digits_finetune(config)
         config.init_from = "runs/mixmim_demo"
+    else:
+        config.data.mixup_group = 128  # a GPU's batch of the official command
     config = recipes.mixmim(config, variant.removesuffix("_384"))
     if variant == "base_384":
         config.model.image_size = (384, 384)

@@ -12,7 +12,7 @@ Expected on ImageNet, ViT-L, as the paper reports for 0.5, 1, 2, 4, 6, 12, 18, 2
 (`--config.epochs`), fewer blocks needing more. 0 blocks are the linear probe, 73.5. We have not
 run it.
 
-Source: arXiv 2111.06377, section 4.3, with the settings of table 9.
+Source: arXiv 2111.06377, section 4.3, with the settings of table 9, which has no random erasing.
 """
 
 from ml_collections import ConfigDict

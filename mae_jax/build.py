@@ -108,13 +108,28 @@ def _executed(method: nn.Module, config: ConfigDict) -> nn.Module:
         if remat != "none":
             changes["remat"] = remat
         if kernel == "cudnn" and _has_cudnn(config):
-            changes["attention"] = functools.partial(
-                jax.nn.dot_product_attention, implementation="cudnn"
-            )
+            changes["attention"] = functools.partial(_cudnn_attention, part=name)
         part: Any = getattr(method, name, None)
         if changes and all(hasattr(part, field) for field in changes):
             parts[name] = part.clone(**changes)
     return method.clone(**parts) if parts else method
+
+
+def _cudnn_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, part: str, **extra: jax.Array
+) -> jax.Array:
+    """Attend by cuDNN's kernel; see `mae_jax.nn.attention.AttentionFn`.
+
+    Raises:
+      ConfigError: if there is a bias or a mask, of which the kernel takes few shapes; so early as a
+        model is traced for its shapes, before anything is compiled.
+    """
+    if extra:
+        raise ConfigError(
+            f"run.attention.{part} cudnn: expected attention without biases and masks, got one with"
+            f" a {' and a '.join(sorted(extra))}; take xla"
+        )
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
 def _has_cudnn(config: ConfigDict) -> bool:

@@ -73,7 +73,7 @@ def finetune() -> ConfigDict:
     """Return the official end-to-end fine-tuning of MAE ViT-B on ImageNet at 224 pixels.
 
     Source: the commands of facebookresearch/mae `FINETUNE.md` for the released weights; where they
-    differ from table 9 of arXiv 2111.06377 see `finetune_variant`. Random erasing is the code's.
+    differ from table 9 of arXiv 2111.06377 see `finetune_variant`.
 
     Fields without a value (`None`) take that of the model size, or of the rule beside them.
     """
@@ -355,7 +355,8 @@ def _run(*, save_every: int) -> ConfigDict:
     # What the backward pass makes again, to save memory: "none"; "products": all but products of
     # weights; "block": whole blocks. Changes no result.
     run.remat = "none"
-    # What attends in each part: "xla", or "cudnn" on NVIDIA GPUs in bfloat16.
+    # What attends in each part: "xla", or, on NVIDIA GPUs in bfloat16, "cudnn", which takes neither
+    # biases nor masks.
     run.attention = ConfigDict({"encoder": "xla", "decoder": "xla"})
     # Folder of compiled programs; "auto": in the user's cache; "": none.
     run.compilation_cache = "auto"
@@ -410,9 +411,9 @@ def finetune_variant(config: ConfigDict, variant: str) -> ConfigDict:
 
     Args:
       config: changed in place and returned.
-      variant: the size, then `paper` (table 9, for weights trained on raw pixels for 800 epochs)
-        in place of the official commands (for those with normalised targets and 1600 epochs), and
-        `448` pixels.
+      variant: the size, then `paper` (table 9, for weights trained on raw pixels for 800 epochs,
+        without random erasing) in place of the official commands (for those with normalised targets
+        and 1600 epochs), and `448` pixels.
 
     Raises:
       ValueError: if a part is unknown.
@@ -428,6 +429,10 @@ def finetune_variant(config: ConfigDict, variant: str) -> ConfigDict:
     config.optimizer.layer_decay = layer_decay
     config.model.drop_path_rate = drop_path
     config.epochs = epochs
+    if size == "vit_h":
+        config.data.mixup_group = 16  # 64 GPUs share the batch
+    if "paper" in parts:
+        config.data.erasing_probability = 0.0
     if "448" in parts:
         config.model.image_size = (448, 448)
     return config
@@ -547,12 +552,13 @@ def _stem_method(config: ConfigDict, name: str, variant: str, known: Sequence[st
         model.stem_dim = 16
 
 
-# Warm-up, epochs of pre-training; layer decay, drop path of fine-tuning: implus/UM-MAE `Makefile`.
+# Warm-up, epochs of pre-training; layer decay, drop path, images mixed in one way (those that a GPU
+# has at once) of fine-tuning: implus/UM-MAE `Makefile`.
 _UM_MAE = {
-    "swin_t": (10.0, 200.0, 0.85, 0.1),
-    "swin_l": (40.0, 800.0, 0.7, 0.2),
-    "pvt_s": (10.0, 200.0, 0.85, 0.1),
-    "vit_b": (10.0, 200.0, 0.8, 0.1),
+    "swin_t": (10.0, 200.0, 0.85, 0.1, 64),
+    "swin_l": (40.0, 800.0, 0.7, 0.2, 32),
+    "pvt_s": (10.0, 200.0, 0.85, 0.1, 64),
+    "vit_b": (10.0, 200.0, 0.8, 0.1, 64),
 }
 _UM_MAE_DEMOS = {"demo": "swin_t", "demo_pvt": "pvt_s", "demo_vit": "vit_b"}
 
@@ -606,7 +612,7 @@ def um_mae_pretrain(config: ConfigDict, variant: str, known: Sequence[str]) -> C
     config = um_mae(config, variant, known)
     for name in ("mask_tokens_in_encoder", "loss_on"):
         del config.model[name]
-    warmup, epochs, _, _ = _UM_MAE[config.model.size]
+    warmup, epochs, *_ = _UM_MAE[config.model.size]
     config.epochs = epochs
     config.optimizer.warmup_epochs = warmup
     if variant.startswith("demo"):
@@ -617,8 +623,9 @@ def um_mae_pretrain(config: ConfigDict, variant: str, known: Sequence[str]) -> C
 def um_mae_finetune(config: ConfigDict, variant: str, known: Sequence[str]) -> ConfigDict:
     """Apply what UM-MAE's fine-tuning has of its own for a size, and `um_mae`."""
     config = um_mae(config, variant, known)
-    _, _, layer_decay, drop_path = _UM_MAE[config.model.size]
+    _, _, layer_decay, drop_path, group = _UM_MAE[config.model.size]
     if not variant.startswith("demo"):
+        config.data.mixup_group = group
         config.optimizer.layer_decay = layer_decay
         config.model.drop_path_rate = drop_path
     return config

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from mae_jax.data.readers import find_reader
 from mae_jax.data.text import learn, word_pieces
 from mae_jax.errors import ConfigError
 from mae_jax.models.transfer import transfer_encoder
+from tests.helpers import shrunk
 
 TINY_M3AE = {
     "model.embed_dim": "16",
@@ -60,6 +62,11 @@ def test_the_least_rate_of_videomae_follows_the_batch():
     config = configs.load_config("videomae", {"batch_size": "256"})
     assert config.optimizer.min_learning_rate == pytest.approx(1e-5)
     assert configs.load_config("videomae").optimizer.min_learning_rate == pytest.approx(8e-5)
+    # MCG-NJU/VideoMAE `scripts`: 1e-5 where `--min_lr` says so, else the program's default.
+    for variant, per_256 in (("vit_h_k400", 1e-5), ("vit_b_ucf101", 1e-5), ("vit_b_k400", 1e-6)):
+        config = configs.load_config(f"videomae_finetune:{variant}")
+        least = per_256 * config.batch_size / 256
+        assert config.optimizer.min_learning_rate == pytest.approx(least), variant
 
 
 def test_an_encoder_of_another_method_is_refused_even_where_all_shapes_fit():
@@ -161,6 +168,63 @@ def test_blocks_are_made_again_as_the_run_asks(name):
 def test_a_way_to_run_that_there_is_not_is_refused(field, value, message):
     with pytest.raises(ConfigError, match=message):
         build.build_model(configs.load_config("vit_b", {field: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "found"),
+    [
+        ("m3ae:demo", "encoder", "mask"),
+        ("m3ae:demo", "decoder", "mask"),
+        ("mixmim:demo", "encoder", "bias"),
+        ("um_mae:demo", "encoder", "bias"),
+        ("hivit_finetune:demo", "encoder", "bias"),
+        ("mixmim:demo", "decoder", None),
+        ("m3ae:small_mae", "encoder", None),
+        ("hivit:demo", "encoder", None),
+        ("demo", "decoder", None),
+    ],
+)
+def test_a_kernel_without_biases_and_masks_is_refused_where_there_are_some(
+    name, part, found, monkeypatch
+):
+    kernels, xla = [], jax.nn.dot_product_attention
+
+    def attend(*args, implementation=None, **extra):
+        kernels.append(implementation)
+        return xla(*args, **extra)
+
+    monkeypatch.setattr(build, "_has_cudnn", lambda config: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+    config = configs.load_config(name, shrunk(name) | {f"run.attention.{part}": "cudnn"})
+    task = build.build_task(config, build.build_model(config))
+    if found is None:
+        build.build_training(config, task, build.build_optimizer(config))
+        assert "cudnn" in kernels
+        return
+    message = f"^run.attention.{part} cudnn: expected attention without .* a {found}.*; take xla"
+    with pytest.raises(ConfigError, match=message) as caught:
+        build.build_training(config, task, build.build_optimizer(config))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("demo", {"model.image_size": "4,4", "model.norm_pix_loss": "True"}),
+        ("videomae:motion", {"model.image_size": "4,4", "model.tubelet_size": "1"}),
+    ],
+)
+def test_targets_of_one_value_are_not_normalised(name, fields):
+    fields = shrunk(name) | {"model.patch_size": "1"} | fields
+    config = configs.load_config(name, fields)
+    task = build.build_task(config, build.build_model(config))
+    message = "^model.norm_pix_loss True: expected at least 2 values to normalise together, got 1;"
+    with pytest.raises(ConfigError, match=message) as caught:
+        build.build_training(config, task, build.build_optimizer(config))
+    assert "\n" not in str(caught.value)
+    config = configs.load_config(name, fields | {"model.norm_pix_loss": "False"})
+    task = build.build_task(config, build.build_model(config))
+    build.build_training(config, task, build.build_optimizer(config))
 
 
 def test_a_kernel_that_the_devices_lack_is_refused_in_training_and_left_out_in_loading():

@@ -194,7 +194,8 @@ FINETUNED = {
     "data.mixup_switch_probability": 0.5,
     "data.erasing_probability": 0.25,
 }
-PARTIAL = FINETUNED | {"optimizer.trainable_blocks": 1.0}
+TABLE_9 = FINETUNED | {"data.erasing_probability": 0.0}  # erasing is the official code's alone
+PARTIAL = TABLE_9 | {"optimizer.trainable_blocks": 1.0}
 SCRATCH = FINETUNED | {
     "batch_size": 4096,
     "optimizer.weight_decay": 0.3,
@@ -232,9 +233,9 @@ OFFICIAL = {
     "finetune:vit_l": (FINETUNED, 1e-3, 0.75, 0.2, 50),
     "finetune:vit_h": (FINETUNED, 1e-3, 0.75, 0.3, 50),
     "finetune:vit_h_448": (FINETUNED, 1e-3, 0.75, 0.3, 50),
-    "finetune:vit_b_paper": (FINETUNED, 1e-3, 0.75, 0.1, 100),
-    "finetune:vit_l_paper": (FINETUNED, 1e-3, 0.75, 0.1, 50),
-    "finetune:vit_h_paper": (FINETUNED, 1e-3, 0.75, 0.2, 50),
+    "finetune:vit_b_paper": (TABLE_9, 1e-3, 0.75, 0.1, 100),
+    "finetune:vit_l_paper": (TABLE_9, 1e-3, 0.75, 0.1, 50),
+    "finetune:vit_h_paper": (TABLE_9, 1e-3, 0.75, 0.2, 50),
     "partial:vit_b": (PARTIAL, 1e-3, 0.75, 0.1, 100),
     "partial:vit_l": (PARTIAL, 1e-3, 0.75, 0.1, 50),
     "partial:vit_h": (PARTIAL, 1e-3, 0.75, 0.2, 50),
@@ -267,6 +268,64 @@ def test_official_numbers(name):
     }
     assert {key: field(config, key) for key in numbers} == numbers
     assert config.model.size == name.partition(":")[2][:5]
+
+
+M3AE_FINETUNED = {  # young-geng/m3ae_public: its README's command, `data.py`, `finetune_main.py`
+    "batch_size": 1024,
+    "epochs": 100.0,
+    "optimizer.min_learning_rate": 0.0,
+    "optimizer.no_decay": ("cls_token", "image_type"),
+    "optimizer.layer_decay": 0.6,
+    "model.drop_path_rate": 0.1,
+    "data.crop_scale": (0.08, 1.0),
+    "data.erasing_probability": 0.0,
+}
+M3AE_PROBED = {  # the same, and `linear_main.py`
+    "batch_size": 2048,
+    "epochs": 90.0,
+    "optimizer.base_learning_rate": 0.1,
+    "data.augment": "random_resized_crop",
+    "data.crop_scale": (0.08, 1.0),
+    "data.erasing_probability": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("finetune:vit_l", 32),
+        ("finetune:vit_h", 16),
+        ("hivit_finetune", 64),
+        ("um_mae_finetune:swin_t", 64),
+        ("um_mae_finetune:swin_l", 32),
+        ("um_mae_finetune:pvt_s", 64),
+        ("um_mae_finetune:vit_b", 64),
+        ("mixmim_finetune", 128),
+    ],
+)
+def test_images_are_mixed_by_the_batch_of_an_official_gpu(name, group):
+    config = configs.load_config(name)
+    assert config.data.mixup_group == group
+    assert config.batch_size % group == 0
+
+
+def test_the_baseline_of_m3ae_has_no_type_vectors_as_its_authors_command():
+    model = build.build_model(configs.load_config("m3ae:small_mae"))
+    assert not model.encoder.use_type_vectors
+    assert not model.decoder.use_type_vectors
+    fields = {"model.output_head_depth": "2"}
+    model = build.build_model(configs.load_config("m3ae:small", fields))
+    assert model.encoder.use_type_vectors
+    assert model.decoder.head_depth == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("m3ae_finetune:large", M3AE_FINETUNED), ("m3ae_finetune:large_probe", M3AE_PROBED)],
+)
+def test_m3ae_is_probed_and_fine_tuned_with_its_authors_numbers(name, numbers):
+    config = configs.load_config(name)
+    assert {key: field(config, key) for key in numbers} == numbers
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ EPSILON = 1e-5  # of all norms, decoder included: PyTorch's own default, not MAE
 # Largest side of a window, and of a grid that is one window: the published windows follow from
 # these, 14, 14, 14, 7 at 224 pixels and 16, 16, 24, 12 at 384.
 MAX_WINDOW, MAX_WHOLE = 16, 24
+# The least side that is chosen for one of several windows: a grid's side of, say, 34 has no larger
+# divisor up to 16 than 2, and tokens would hardly see each other. Our own number.
+MIN_WINDOW = 7
 
 
 class Stage(NamedTuple):
@@ -97,7 +100,7 @@ class MixMIMEncoder(Encoder):
       channels: of the image.
       mlp_ratio: width of the MLP over that of the tokens.
       window_sizes: side of each stage's windows, at most the grid's; None: the largest divisor of
-        the grid's side up to 16, or the whole side up to 24.
+        the grid's side up to 16, which must be 7 at least, or the whole side up to 24.
       positions: "fixed" (sine-cosine table of the small patches, no variable) or "learned".
       drop_path_rate: of the last block; grows linearly from 0 at the first.
       final_norm: norm the tokens at the end.
@@ -147,7 +150,8 @@ class MixMIMEncoder(Encoder):
         """Return the stages.
 
         Raises:
-          ConfigError: if a window does not divide its grid, or there is not one for each stage.
+          ConfigError: if a window does not divide its grid, there is not one for each stage, or
+            the rule finds none that is large enough.
         """
         sizes = self.window_sizes
         if sizes is not None and len(sizes) != len(self.depths):
@@ -166,6 +170,14 @@ class MixMIMEncoder(Encoder):
                 raise ConfigError(
                     f"model.window_sizes {sizes}: expected divisors of the grid of each stage,"
                     f" that of stage {i} is {grid[0]} x {grid[1]}"
+                )
+            if sizes is None and any(
+                size < min(MIN_WINDOW, length) for size, length in zip(window, grid, strict=True)
+            ):
+                raise ConfigError(
+                    f"model.window_sizes None: the grid of stage {i}, {grid[0]} x {grid[1]}, has"
+                    f" windows of {window[0]} x {window[1]} at most, expected {MIN_WINDOW} or more"
+                    " a side; give a size for each stage, or another model.image_size"
                 )
             width, heads = self.stem_dim * 2**i, self.num_heads * 2**i
             stages.append(Stage(side, grid, (window[0], window[1]), width, heads, depth))

@@ -98,7 +98,7 @@ def transfer_encoder(params: Params, source: Encoder, target: Encoder, fresh: Pa
 
     Raises:
       ConfigError: if the two are of different kinds, a parameter is missing or has another shape,
-        or learned positions would be lost; names it.
+        or learned positions or M3AE's type vectors would be lost; names it.
     """
     if type(source) is not type(target):
         raise ConfigError(
@@ -108,6 +108,12 @@ def transfer_encoder(params: Params, source: Encoder, target: Encoder, fresh: Pa
     if target.positions == "fixed" and "pos_embed" in params:
         raise ConfigError(
             "model.positions 'fixed': the encoder to start from has learned positions; take learned"
+        )
+    has, wants = ("image_type" in tree for tree in (params, fresh))
+    if has != wants:
+        raise ConfigError(
+            f"model.use_type_vectors {wants}: the encoder to start from has"
+            f" {'' if has else 'not '}been trained with them; take {has}"
         )
     given = traverse_util.flatten_dict(params, sep="/")
     wanted = traverse_util.flatten_dict(fresh, sep="/")

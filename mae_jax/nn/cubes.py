@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mae_jax.errors import ConfigError
+from mae_jax.nn.patches import check_spread
 
 NORM_PIX_EPS = 1e-6
 
@@ -126,9 +127,13 @@ def channel_statistics(units: jax.Array, channels: int) -> tuple[jax.Array, jax.
     The scale is the unbiased standard deviation (variance divided by U / C - 1) with 1e-6 added to
     it, outside the root. So little is added that a cube of one colour becomes rounding noise.
 
+    Raises:
+      ConfigError: if U / C is 1: one value has no deviation.
+
     Source: MCG-NJU/VideoMAE `engine_for_pretraining.py`.
     """
     values = _by_channel(units, channels)
+    check_spread(values.shape[-2])
     mean = values.mean(axis=-2, keepdims=True)
     return mean, jnp.std(values, axis=-2, keepdims=True, ddof=1) + NORM_PIX_EPS
 

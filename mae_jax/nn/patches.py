@@ -163,14 +163,31 @@ class PatchUnit:
         return x.swapaxes(2, 3).reshape(-1, *self.shape)
 
 
+def check_spread(count: int) -> None:
+    """Refuse targets of which `count` values are normalised together, if that is one.
+
+    Raises:
+      ConfigError: names the fields.
+    """
+    if count < 2:
+        raise ConfigError(
+            f"model.norm_pix_loss True: expected at least 2 values to normalise together, got"
+            f" {count}; take False, or a larger model.patch_size"
+        )
+
+
 def unit_statistics(units: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return mean and standard deviation of each unit [..., U], both float32 [..., 1].
 
     All pixels and channels count together, and the variance is the unbiased one (divided by
     U - 1), as in the official code; 1e-6 is added to it, so a flat patch has a small finite scale.
 
+    Raises:
+      ConfigError: if U is 1: one value has no deviation.
+
     Source: facebookresearch/mae `forward_loss`.
     """
+    check_spread(units.shape[-1])
     units = units.astype(jnp.float32)
     mean = units.mean(axis=-1, keepdims=True)
     variance = jnp.var(units, axis=-1, keepdims=True, ddof=1)

@@ -475,6 +475,12 @@ def test_targets_are_asked_for_but_of_hivit():
     assert refusal(theirs_of(made), told).startswith("--norm_pix_loss: expected true or false")
 
 
+def test_windows_of_mixmim_are_those_of_the_file_where_the_rule_has_none():
+    made = cases.make_tiny("mixmim_windows", cases.ENCODER, image_size=(16, 400))
+    back, _ = weights_of(cases.stored(theirs_of(made)), cases.told(made))
+    assert back.config.model.window_sizes == (8, 4, 2, 1)
+
+
 def test_a_resized_table_of_mixmim_is_kept_as_learned():
     made = tiny("mixmim", cases.HEAD)
     state = theirs_of(made)

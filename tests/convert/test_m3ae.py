@@ -9,14 +9,19 @@ import sys
 import types
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
+from mae_jax import build
+from mae_jax.config import load_config
 from mae_jax.convert import files, linen, outgoing, weights
 from mae_jax.convert.incoming import weights_of
 from mae_jax.convert.reader import Told
 from mae_jax.convert.weights import Weights
 from mae_jax.errors import ConfigError
+from mae_jax.models.transfer import transfer_encoder
 from tests.convert import cases
 
 TINY: dict[str, Any] = {
@@ -68,6 +73,29 @@ def test_ours_theirs_and_back_are_the_same_bits_and_the_same_model(kind, tmp_pat
     assert "(CC12M's, as the released models have)" in "\n".join(lines)
     outgoing.write_official(tmp_path / "again.pkl", back)
     assert (tmp_path / "again.pkl").read_bytes() == (tmp_path / "model.pkl").read_bytes()
+
+
+def test_the_authors_baseline_is_fine_tuned_without_type_vectors(tmp_path):
+    made = tiny("images alone")
+    outgoing.write_official(tmp_path / "model.pkl", made)
+    back, _ = weights_of(files.read(tmp_path / "model.pkl"), TOLD)
+    source = weights.model_of(back.config).encoder
+    params = traverse_util.unflatten_dict(back.params, sep="/")["encoder"]
+    sizes = {name: TINY[name] for name in ("patch_size", "embed_dim", "depth", "num_heads")}
+    fields = {f"model.{name}": str(value) for name, value in sizes.items()}
+    fields |= {"model.image_size": "12,16"}
+
+    def taken(use: str) -> Any:
+        fields["model.use_type_vectors"] = use
+        classifier = build.build_model(load_config("m3ae_finetune", fields))
+        images = np.zeros((1, *classifier.example()["image"].shape), np.float32)
+        fresh = jax.eval_shape(classifier.init, jax.random.key(0), images)["params"]["encoder"]
+        return transfer_encoder(params, source, classifier.encoder, fresh)
+
+    np.testing.assert_array_equal(taken("False")["cls_token"], params["cls_token"])
+    message = "^model.use_type_vectors True: the encoder to start from has not been trained with"
+    with pytest.raises(ConfigError, match=message):
+        taken("True")
 
 
 def test_names_and_shapes_are_those_of_the_authors_tree(tmp_path):

@@ -96,11 +96,29 @@ def test_parameters_have_these_names_and_shapes():
         ((224, 224), [(14, 14), (14, 14), (14, 14), (7, 7)]),
         ((384, 384), [(16, 16), (16, 16), (24, 24), (12, 12)]),
         ((224, 320), [(14, 16), (14, 10), (14, 20), (7, 10)]),
+        ((96, 192), [(24, 16), (12, 24), (6, 12), (3, 6)]),
     ],
 )
 def test_windows_by_rule_are_the_published_ones(pixels, windows):
     encoder = mixmim.make(size="base", image_size=pixels).encoder
     assert [stage.window for stage in encoder.stages()] == windows
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        ((544, 544), "None: the grid of stage 1, 68 x 68, has windows of 4 x 4 at most"),
+        ((224, 608), "None: the grid of stage 1, 28 x 76, has windows of 14 x 4 at most"),
+        ((928, 928), "None: the grid of stage 1, 116 x 116, has windows of 4 x 4 at most"),
+        ((800, 800), "None: the grid of stage 3, 25 x 25, has windows of 5 x 5 at most"),
+    ],
+)
+def test_windows_by_rule_do_not_collapse(pixels, message):
+    with pytest.raises(ConfigError) as error:
+        mixmim.make(size="base", image_size=pixels)
+    assert str(error.value).startswith(f"model.window_sizes {message}")
+    sizes = (8, 4, 2, 1)  # whoever wants them may have them
+    assert mixmim.make(size="base", image_size=pixels[:1] * 2, window_sizes=sizes)
 
 
 def test_encoder_has_the_fixed_positions_of_the_small_patches(units, params):

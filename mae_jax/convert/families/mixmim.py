@@ -17,6 +17,7 @@ from mae_jax.convert.families.family import (
 )
 from mae_jax.convert.layouts import Layout
 from mae_jax.convert.reader import Reader
+from mae_jax.errors import ConfigError
 from mae_jax.pretrain.mixmim import SIZES, make
 
 # Sense-X/MixMIM `models_mixmim.py`, `models_mixmim_ft.py`.
@@ -63,11 +64,18 @@ def fields(reader: Reader) -> dict[str, Any]:
         "channels": channels,
         "image_size": reader.image_size(rows, patch),
     }
-    windows = [stage.window for stage in make(**found).encoder.stages()]
-    by_rule = [(2 * down - 1) * (2 * across - 1) for down, across in windows]
-    if by_rule != [rows for rows, _ in tables]:
+    if _rows_by_rule(found) != [rows for rows, _ in tables]:
         found["window_sizes"] = tuple((math.isqrt(rows) + 1) // 2 for rows, _ in tables)
     return found
+
+
+def _rows_by_rule(found: dict[str, Any]) -> list[int]:
+    """Return the rows of each stage's tables if windows follow the rule; []: it has none."""
+    try:
+        windows = [stage.window for stage in make(**found).encoder.stages()]
+    except ConfigError:
+        return []
+    return [(2 * down - 1) * (2 * across - 1) for down, across in windows]
 
 
 def words(encoder: Any) -> str:
