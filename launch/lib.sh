@@ -67,3 +67,35 @@ bucket_folders() {
     case "$listed" in *"matched no objects"*) ;; *) return 1 ;; esac
   fi
 }
+
+# The command of `run_child`, and what signals have come; for scripts with `trap 'pass_on TERM' TERM`.
+child="" stopping="" interrupted=""
+
+# Passes a signal on to the command: SIGINT as SIGTERM, a second one as SIGINT.
+pass_on() {
+  local signal=TERM
+  if [ "$1" = INT ] && [ -n "$stopping" ]; then signal=INT; fi
+  stopping=1 interrupted=1
+  if [ -n "$child" ]; then kill "-$signal" "$child" 2>/dev/null || true; fi
+}
+
+# Runs a command and gives its status. A signal ends `wait`, not the command, which is waited for again.
+run_child() {
+  local again status=0
+  "$@" </dev/null &
+  child=$!
+  # A signal that came before there was a child.
+  if [ -n "$stopping" ]; then kill -TERM "$child" 2>/dev/null || true; fi
+  interrupted=""
+  wait "$child" || status=$?
+  while [ -n "$interrupted" ]; do
+    interrupted="" again=0
+    wait "$child" 2>/dev/null || again=$?
+    # 127: it had ended when the signal came, and `status` is its own.
+    if [ "$again" -ne 127 ]; then status=$again; fi
+  done
+  # Data workers outlive a killed trainer; where `set -m` gave it a process group, they are ended.
+  kill -KILL -- "-$child" 2>/dev/null || true
+  child=""
+  return "$status"
+}
