@@ -97,5 +97,7 @@ run_child() {
   # Data workers outlive a killed trainer; where `set -m` gave it a process group, they are ended.
   kill -KILL -- "-$child" 2>/dev/null || true
   child=""
+  # The signal came before the command heeded it: there was nothing to save.
+  if [ -n "$stopping" ] && [ "$status" -eq $((128 + 15)) ]; then status=75; fi
   return "$status"
 }

@@ -12,7 +12,7 @@
 #
 # SIGTERM and SIGINT are passed on to the command as SIGTERM, and it is not started again; a second
 # SIGINT as SIGINT, which ends it at once. The exit status is the command's last one; 75 if it was
-# stopped between two runs.
+# stopped between two runs, or before the command heeded signals (143).
 #
 # A step is committed when its numbered folder is in WORKDIR/checkpoints. A bucket is listed by
 # `gcloud storage ls`; where that is not to be had, a run of RESTART_PROGRESS_SECONDS is taken to
