@@ -43,27 +43,26 @@ workdir_of() {
 newest_step() {
   local names name newest=-1
   case "$1" in
-    gs://*) names=$(bucket_folders "${1%/}/checkpoints/") || return 1 ;;
+    gs://*) names=$(bucket_steps "${1%/}/checkpoints") || return 1 ;;
     *://*) return 1 ;;
     *) names=$(ls "$1/checkpoints" 2>/dev/null || true) ;;
   esac
   while IFS= read -r name; do
-    name=${name%/}
-    name=${name##*/}
-    # A step that is being saved has a longer name; it gets its number by one rename.
+    # On a disk, a step that is being saved has a longer name; it gets its number by one rename.
     case "$name" in '' | *[!0-9]*) continue ;; esac
     if [ "$name" -gt "$newest" ]; then newest=$name; fi
   done <<<"$names"
   printf '%s\n' "$newest"
 }
 
-bucket_folders() {
+# Prints the names of the steps of a bucket that this object commits.
+bucket_steps() {
   local listed
   command -v gcloud >/dev/null || return 1
-  if listed=$(gcloud storage ls "$1" 2>&1); then
-    printf '%s\n' "$listed"
+  if listed=$(gcloud storage ls "$1/*/commit_success.txt" 2>&1); then
+    sed -n 's|.*/\([^/]*\)/commit_success\.txt$|\1|p' <<<"$listed"
   else
-    # So it says of a folder that is not there yet; anything else is a failure.
+    # So it says where there is none yet; anything else is a failure.
     case "$listed" in *"matched no objects"*) ;; *) return 1 ;; esac
   fi
 }

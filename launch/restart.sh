@@ -14,9 +14,9 @@
 # SIGINT as SIGINT, which ends it at once. The exit status is the command's last one; 75 if it was
 # stopped between two runs, or before the command heeded signals (143).
 #
-# A step is committed when its numbered folder is in WORKDIR/checkpoints. A bucket is listed by
-# `gcloud storage ls`; where that is not to be had, a run of RESTART_PROGRESS_SECONDS is taken to
-# have committed one.
+# A step is committed when its numbered folder is in WORKDIR/checkpoints, and on a bucket has a
+# `commit_success.txt`. A bucket is listed by `gcloud storage ls`; where that is not to be had, a run
+# of RESTART_PROGRESS_SECONDS is taken to have committed one.
 #
 #   RESTART_WAIT=10       seconds before the first restart after a crash
 #   RESTART_MAX_WAIT=300  seconds, at most

@@ -134,6 +134,16 @@ def test_steps_in_a_bucket_are_counted(stage):
     assert stage.runs() == 3 + 1 + 3
 
 
+def test_a_step_in_a_bucket_counts_once_it_is_committed(stage):
+    """There it has its number from the first object on; `commit_success.txt` is the last."""
+    half = "mkdir -p \"$workdir/checkpoints/{}\"; exit 7"
+    stage.plan("commit 5; exit 7", *[half.format(step) for step in range(6, 16)])
+    ended = stage.run(*COMMAND, "--workdir=gs://bucket/run")
+    assert ended.returncode == 7
+    assert stage.runs() == 1 + 3
+    assert "(newest: 5)" in ended.stderr
+
+
 @pytest.mark.parametrize("workdir", ["gs://bucket/run", "s3://bucket/run"])
 def test_a_bucket_that_cannot_be_listed_is_judged_by_time(stage, workdir):
     (stage.folder / "no_access").touch()
