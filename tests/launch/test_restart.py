@@ -136,7 +136,7 @@ def test_steps_in_a_bucket_are_counted(stage):
 
 def test_a_step_in_a_bucket_counts_once_it_is_committed(stage):
     """There it has its number from the first object on; `commit_success.txt` is the last."""
-    half = "mkdir -p \"$workdir/checkpoints/{}\"; exit 7"
+    half = 'mkdir -p "$workdir/checkpoints/{}"; exit 7'
     stage.plan("commit 5; exit 7", *[half.format(step) for step in range(6, 16)])
     ended = stage.run(*COMMAND, "--workdir=gs://bucket/run")
     assert ended.returncode == 7
