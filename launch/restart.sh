@@ -12,11 +12,11 @@
 #
 # SIGTERM and SIGINT are passed on to the command as SIGTERM, and it is not started again; a second
 # SIGINT as SIGINT, which ends it at once. The exit status is the command's last one; 75 if it was
-# stopped between two runs.
+# stopped between two runs, or before the command heeded signals (143).
 #
-# A step is committed when its numbered folder is in WORKDIR/checkpoints. A bucket is listed by
-# `gcloud storage ls`; where that is not to be had, a run of RESTART_PROGRESS_SECONDS is taken to
-# have committed one.
+# A step is committed when its numbered folder is in WORKDIR/checkpoints, and on a bucket has a
+# `commit_success.txt`. A bucket is listed by `gcloud storage ls`; where that is not to be had, a run
+# of RESTART_PROGRESS_SECONDS is taken to have committed one.
 #
 #   RESTART_WAIT=10       seconds before the first restart after a crash
 #   RESTART_MAX_WAIT=300  seconds, at most
@@ -38,36 +38,8 @@ progress_seconds=${RESTART_PROGRESS_SECONDS:-600}
 # A process group of its own for each child: a terminal's Ctrl-C reaches this script alone, which
 # passes it on once, and what a child leaves behind can be ended.
 set -m
-child="" stopping="" interrupted=""
-
-pass_on() {
-  local signal=TERM
-  if [ "$1" = INT ] && [ -n "$stopping" ]; then signal=INT; fi
-  stopping=1 interrupted=1
-  if [ -n "$child" ]; then kill "-$signal" "$child" 2>/dev/null || true; fi
-}
 trap 'pass_on TERM' TERM
 trap 'pass_on INT' INT
-
-# Runs a command; sets `status`. A signal ends `wait`, not the command, which is waited for again.
-run() {
-  local again
-  "$@" </dev/null &
-  child=$!
-  # A signal that came before there was a child.
-  if [ -n "$stopping" ]; then kill -TERM "$child" 2>/dev/null || true; fi
-  interrupted="" status=0
-  wait "$child" || status=$?
-  while [ -n "$interrupted" ]; do
-    interrupted="" again=0
-    wait "$child" 2>/dev/null || again=$?
-    # 127: it had ended when the signal came, and `status` is its own.
-    if [ "$again" -ne 127 ]; then status=$again; fi
-  done
-  # Data workers outlive a killed trainer.
-  kill -KILL -- "-$child" 2>/dev/null || true
-  child=""
-}
 
 # Whether the run that began at `$1` seconds has committed a step; remembers the newest.
 newest=$(newest_step "$workdir") || newest=unknown
@@ -88,7 +60,8 @@ step() {
 restarts=0 fruitless=0 seconds=$wait_seconds
 while :; do
   began=$SECONDS
-  run "$@"
+  status=0
+  run_child "$@" || status=$?
   if [ -n "$stopping" ] || [ "$status" -eq $FINISHED ] || [ "$status" -eq $USER_MISTAKE ]; then
     exit "$status"
   fi
@@ -108,7 +81,7 @@ while :; do
     say "status 75, stopped and saved (newest step: $(step)); restart $restarts"
   else
     say "status $status (newest step: $(step)); restart $restarts in $seconds s"
-    run sleep "$seconds"
+    run_child sleep "$seconds" || true
     if [ -n "$stopping" ]; then exit $STOPPED; fi
     seconds=$((seconds * 2))
     if [ "$seconds" -gt "$max_wait" ]; then seconds=$max_wait; fi

@@ -10,8 +10,9 @@
 # and takes the one of its number. PYTHON=... is the interpreter that mae_jax is installed for.
 #
 # Two minutes before the limit SLURM sends SIGTERM to the tasks (without "B:", so not to this
-# script); they save and give 75, and the job is put back into the queue. After a node failure SLURM
-# does so itself (--requeue). After a crash restart.sh starts the tasks again within the job.
+# script); slurm_task.sh passes it on, all save and give 75, and the job is put back into the queue.
+# After a node failure SLURM does so itself (--requeue). After a crash restart.sh starts the tasks
+# again within the job.
 #
 #SBATCH --job-name=mae_jax
 #SBATCH --nodes=2

@@ -13,7 +13,8 @@
 #   status   print the state of the pod and of each worker
 #   stop     have all workers save and stop
 #   watch    create, setup and start whatever is missing, again and again, until the run has ended:
-#            a pod that was preempted is made anew. Its exit status is the run's.
+#            a pod that was preempted is made anew. Its exit status is the run's. A run that has ended
+#            before is started again.
 #   delete   delete the pod
 #
 # Settings, as flags or in the environment; --dry-run prints the commands instead:
@@ -179,11 +180,15 @@ pod_state() {
   fi
 }
 
-# Prints a line `state: ...` for each worker; `state: absent` where mae_jax is not installed.
+# Prints a line `state: ...` for each worker; `state: absent` where `setup` has not come to its end.
 worker_states() {
-  on_workers 'if [ -e mae_jax_env ]; then bash mae_jax/launch/tpu_worker.sh status; else echo "state: absent"; fi' |
+  local look
+  look=$(show bash mae_jax/launch/tpu_worker.sh status "${flags[@]}")
+  on_workers "if [ -e mae_jax_run/ready ]; then $look; else echo 'state: absent'; fi" |
     grep '^state: '
 }
+
+first=1 to_start="" # whether the workers have not yet been looked at; whether all are to be started
 
 # Starts what is not running on the workers of a pod that is there. Exits when the run has ended.
 attend() {
@@ -195,7 +200,18 @@ attend() {
   if grep -q absent <<<"$states"; then
     say "setting up"
     # What fails here, a worker that is not up yet, say, is tried again at the next look.
-    if ! { setup && start; }; then say "cannot set up the workers"; fi
+    if setup && start; then first=""; else say "cannot set up the workers"; fi
+    return
+  fi
+  if grep -q "other flags" <<<"$states"; then
+    refuse "the workers run with other flags than these; launch/tpu_pod.sh stop ends that run"
+  fi
+  # How a run has ended that this `watch` did not see running says nothing: its flags may have been
+  # others, its mistake may be mended, and one that has finished says so again.
+  if [ -n "$first" ] && ! grep -q running <<<"$states"; then to_start=1; fi
+  first=""
+  if [ -n "$to_start" ]; then
+    if start; then to_start=""; else say "cannot start the workers"; fi
     return
   fi
   # Another status than these ends the run, as restart.sh has decided on that worker.

@@ -106,7 +106,7 @@ def action(job: dict[str, Any], status: int | None) -> str:
     [
         (2, "FailJob", "FailJob"),  # the user's mistake
         (1, "FailJob", "FailJob"),  # given up by restart.sh
-        (134, "FailJob", "FailJob"),
+        (134, "Count", "Count"),  # another pod has not come; it may yet
         (75, "Count", "Ignore"),  # stopped and saved
         (None, "Count", "Ignore"),
         (137, "Count", "Count"),  # killed

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 
+from mae_jax.config import load_config
 from tests.launch.conftest import LAUNCH, ROOT
 
 README = LAUNCH / "README.md"
@@ -40,6 +42,18 @@ def test_commands_are_accepted(stage, program, count):
         )
         assert (ended.returncode, ended.stderr) == (0, ""), command
         assert ended.stdout
+
+
+@pytest.mark.parametrize("program", ["local.sh", "tpu_pod.sh", "render.sh", "slurm.sh"])
+def test_data_that_are_named_are_of_a_source_that_reads_a_path(program):
+    """The configs' own is TFDS, which takes neither a folder of images nor prepared shards."""
+    for command in commands(program):
+        words = [word for word in shlex.split(command) if word.startswith("--config")]
+        values = dict(word.split("=", 1) for word in words)
+        fields = {k.removeprefix("--config."): v for k, v in values.items() if k != "--config"}
+        config = load_config(values["--config"], fields)
+        if "data.path" in fields:
+            assert config.data.source in ("folder", "prepared"), command
 
 
 @pytest.mark.parametrize("page", ["launch/README.md", "docs/scaling.md", "SECURITY.md"])

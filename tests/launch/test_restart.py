@@ -92,6 +92,25 @@ def test_a_signal_is_passed_on_and_ends_the_loop(stage, number):
     assert stage.runs() == 1
 
 
+def test_a_run_that_a_signal_ends_before_it_heeds_signals_is_stopped(stage):
+    """As a Python that is still importing: it has nothing to save."""
+    stage.plan("echo ready; while :; do sleep 0.05; done", "exit 0")
+    running = stage.begin(*COMMAND, "--workdir=run")
+    assert running.stdout is not None
+    assert running.stdout.readline() == "ready\n"
+    running.send_signal(signal.SIGTERM)
+    assert stage.end(running).returncode == 75
+    assert stage.runs() == 1
+
+
+def test_a_run_that_another_ends_by_sigterm_has_crashed(stage):
+    stage.plan("kill -TERM $$", "commit 10; exit 0")
+    ended = stage.run(*COMMAND, "--workdir=run")
+    assert ended.returncode == 0
+    assert "status 143" in ended.stderr
+    assert stage.runs() == 2
+
+
 def test_a_signal_between_two_runs_ends_the_loop(stage):
     stage.plan("exit 1", "exit 0")
     running = stage.begin(*COMMAND, "--workdir=run", RESTART_WAIT="1000")
@@ -113,6 +132,16 @@ def test_steps_in_a_bucket_are_counted(stage):
     stage.plan(*crashes, "commit 5; exit 7", *["exit 7"] * 10)
     assert stage.run(*COMMAND, "--workdir=gs://bucket/run").returncode == 7
     assert stage.runs() == 3 + 1 + 3
+
+
+def test_a_step_in_a_bucket_counts_once_it_is_committed(stage):
+    """There it has its number from the first object on; `commit_success.txt` is the last."""
+    half = 'mkdir -p "$workdir/checkpoints/{}"; exit 7'
+    stage.plan("commit 5; exit 7", *[half.format(step) for step in range(6, 16)])
+    ended = stage.run(*COMMAND, "--workdir=gs://bucket/run")
+    assert ended.returncode == 7
+    assert stage.runs() == 1 + 3
+    assert "(newest: 5)" in ended.stderr
 
 
 @pytest.mark.parametrize("workdir", ["gs://bucket/run", "s3://bucket/run"])

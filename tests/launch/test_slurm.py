@@ -78,14 +78,18 @@ def test_a_mistake_and_a_crash_loop_end_the_job(clone, status, seen, runs):
     assert clone.runs() == runs
 
 
-def test_sigterm_of_the_tasks_saves_and_puts_the_job_back(clone):
-    """What --signal=TERM@120 does: SLURM signals the tasks and not the script."""
+@pytest.mark.parametrize("programs_too", [False, True], ids=["cgroup", "linuxproc"])
+def test_sigterm_of_the_tasks_saves_and_puts_the_job_back(clone, programs_too):
+    """What --signal=TERM@120 does: SLURM signals the tasks and not the script.
+
+    With proctrack/cgroup that is the first process of each task alone, else all of its processes.
+    """
     plans(clone, "stop_at 30", "exit 0")
     running = clone.begin("sbatch", SLURM, *FLAGS)
     assert running.stdout is not None
     assert [running.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
     tasks = [int(pid) for pid in (clone.folder / "tasks").read_text().split()]
-    for pid in [*tasks, *clone.survivors()]:
+    for pid in [*tasks, *(clone.survivors() if programs_too else [])]:
         os.kill(pid, signal.SIGTERM)
     ended = clone.end(running)
     assert ended.returncode == 0, ended.stderr

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from tests.launch.conftest import LAUNCH, ROOT, check_golden
+from tests.launch.conftest import LAUNCH, ROOT, STUBS, check_golden
 
 POD = LAUNCH / "tpu_pod.sh"
 PLACE = ("--name=mae", "--zone=us-east5-b")
@@ -170,6 +170,85 @@ def test_watch_starts_again_what_was_stopped(stage):
     assert stage.run(POD, "stop", *PLACE).returncode == 0
     assert stage.run(POD, "watch", *PLACE, *TYPE, *FLAGS).returncode == 0
     assert [stage.runs(process) for process in range(2)] == [2, 2]
+
+
+@pytest.mark.parametrize("flags", [FLAGS, (*FLAGS, ODD)], ids=["same", "mended"])
+def test_watch_starts_again_what_an_earlier_one_saw_end(stage, flags):
+    """The mistake may be mended in the flags, or in what they name."""
+    for process in range(2):
+        stage.plan("exit 2", "exit 0", process=process)
+    states(stage, "ACTIVE")
+    assert stage.run(POD, "watch", *PLACE, *TYPE, *FLAGS).returncode == 2
+    ended = stage.run(POD, "watch", *PLACE, *TYPE, *flags)
+    assert ended.returncode == 0, ended.stderr
+    assert [stage.arguments(process, run=2)[2:] for process in range(2)] == [[*flags]] * 2
+
+
+def test_watch_starts_another_run_after_one_that_has_finished(stage):
+    for process in range(2):
+        stage.plan("exit 0", "commit 20; exit 0", process=process)
+    states(stage, "ACTIVE")
+    for workdir in ("gs://bucket/run", "gs://bucket/another"):
+        flags = ("--config=vit_l", f"--workdir={workdir}")
+        assert stage.run(POD, "watch", *PLACE, *TYPE, *flags).returncode == 0
+    assert [stage.runs(process) for process in range(2)] == [2, 2]
+    assert (stage.folder / "bucket/bucket/another/checkpoints/20").is_dir()
+
+
+def test_watch_goes_on_watching_its_run_and_refuses_another_meanwhile(stage):
+    for process in range(2):
+        stage.plan("stop_at 30", "exit 99", process=process)
+    states(stage, "ACTIVE")
+    assert stage.run(POD, "setup", *PLACE).returncode == 0
+    assert stage.run(POD, "start", *PLACE, *FLAGS, ODD).returncode == 0
+    other = stage.run(POD, "watch", *PLACE, *TYPE, *FLAGS)
+    assert other.returncode == 2
+    assert "error: the workers run with other flags than these" in other.stderr
+    same = stage.begin(POD, "watch", *PLACE, *TYPE, *FLAGS, ODD)
+    looks = len(stage.log("gcloud"))
+    stage.wait_for(lambda: len(stage.log("gcloud")) > looks + 4)
+    same.terminate()
+    stage.end(same)
+    assert stage.run(POD, "stop", *PLACE).stdout == "state: ended 75\n" * 2
+    assert [stage.runs(process) for process in range(2)] == [1, 1]
+
+
+def test_a_setup_that_fails_half_way_is_done_again(stage):
+    """Here gcsfuse cannot be installed at first: another program holds the lock of apt."""
+    programs = stage.folder / "programs"
+    programs.mkdir()
+    for stub in STUBS.iterdir():
+        if stub.name not in ("gcsfuse", "sudo"):
+            (programs / stub.name).symlink_to(stub)
+    acted = {
+        "curl": "",
+        "lsb_release": "echo jammy",
+        "sudo": '''
+            echo "$*" >>"$STUB/sudo.log"
+            case "$*" in
+              tee*) exec cat >/dev/null ;;
+              apt-get*install*) ;;
+              *) exit 0 ;;
+            esac
+            if [ ! -e "$STUB/locked" ]; then touch "$STUB/locked"; exit 100; fi
+            ln -sf "$STUB_FOLDER/gcsfuse" "$STUB/programs/"''',
+    }
+    for name, lines in acted.items():
+        (programs / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (programs / name).chmod(0o755)
+    for process in range(2):
+        stage.plan("exit 0", process=process)
+    states(stage, "ACTIVE")
+    path = stage.environment["PATH"].replace(str(STUBS), str(programs))
+    ended = stage.run(POD, "watch", *PLACE, *TYPE, *FLAGS, "--data=gs://lab-data", PATH=path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("cannot set up the workers") == 1
+    assert [stage.runs(process) for process in range(2)] == [1, 1]
+    # By the `setup` that one worker came through, then by that of both, and by `start`.
+    assert len(stage.log("gcsfuse")) == 1 + 2 + 2
+    calls = [line for line in stage.log("sudo") if line.startswith("apt-get")]
+    assert calls
+    assert all("-o DPkg::Lock::Timeout=300" in call for call in calls)
 
 
 def test_watch_gives_up_requests_that_fail(stage):
