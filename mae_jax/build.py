@@ -679,7 +679,12 @@ def build_placement(mesh: Mesh, seed: int) -> Placement:
 
 
 def build_eval_batches(
-    source: Source, read: Reader, *, batch_size: int, limit: int | None = None
+    source: Source,
+    read: Reader,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    max_bad_share: float,
 ) -> loader.EvalBatches:
     """Return this process's part of the batches of an evaluation; `limit` None: of all examples."""
     return loader.eval_batches(
@@ -689,6 +694,7 @@ def build_eval_batches(
         limit=None if limit is None else min(limit, len(source)),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        max_bad_share=max_bad_share,
     )
 
 
@@ -705,7 +711,13 @@ def build_evaluators(
     placement = build_placement(mesh, config.seed)
 
     def batches(source: Source, limit: int | None, batch_size: int) -> loader.EvalBatches:
-        return build_eval_batches(source, read, batch_size=batch_size, limit=limit)
+        return build_eval_batches(
+            source,
+            read,
+            batch_size=batch_size,
+            limit=limit,
+            max_bad_share=config.data.max_bad_share,
+        )
 
     if isinstance(task, FinetuneTask):
         whole = batches(held_out, None, evaluation.batch_size)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mae_jax.errors import ConfigError
 from mae_jax.nn import masking
 from mae_jax.nn.patches import PatchUnit
 from mae_jax.tasks import readout
@@ -183,6 +184,13 @@ def test_what_stands_in_the_padding_does_not_matter(placement, by_eight):
     evaluator = MaskedError(TASK, Spoiled(*TRAIN, 8), Spoiled(*HELD_OUT, 8), placement)
     plain = dict(by_eight.run(PARAMS, {}))
     assert dict(evaluator.run(PARAMS, {})) == pytest.approx(plain, rel=1e-6)
+
+
+def test_errors_of_no_example_are_refused(placement):
+    batch = next(iter(HostBatches(*HELD_OUT, 4)))
+    none = [{**batch, "weight": np.zeros(4, np.float32)}]
+    with pytest.raises(ConfigError, match="data: expected examples to evaluate on that can be"):
+        dict(MaskedError(TASK, none, none, placement).run(PARAMS, {}))
 
 
 def test_masks_of_an_evaluation_are_the_same_at_every_step(by_eight):
