@@ -495,6 +495,18 @@ class TestRefusals:
             ("few_shot", "{pretrained}", {"eval__draws": 0}, "eval.draws 0: expected at least 1"),
             (
                 "evaluate",
+                "{classifier}",
+                {"data__crop_fraction": 0},
+                "data.crop_fraction: expected in (0, 1], got 0",
+            ),
+            (
+                "knn",
+                "{pretrained}",
+                {"data__crop_fraction": 87.5},
+                "data.crop_fraction: expected in (0, 1], got 87.5",
+            ),
+            (
+                "evaluate",
                 "{pretrained}",
                 {},
                 "init_from: expected a fine-tuned classifier, got a pre-trained model",
