@@ -315,6 +315,14 @@ def test_features_that_tell_classes_apart_beat_those_of_the_initial_parameters(r
     assert figures["random_knn_top1"] < 40.0
 
 
+def test_without_labels_there_are_no_read_outs(placement):
+    images, labels = red_green_blue(8, seed=0)
+    sets = (HostBatches(images, labels, 8), HostBatches(images, np.full_like(labels, -1), 8))
+    task = PretrainTask(Pixels(), MEAN, STD)
+    evaluator = ReadOuts(task, *sets, placement, lambda: {"gain": jnp.zeros(())})
+    assert dict(evaluator.run({"gain": jnp.ones(())}, {})) == {}
+
+
 def test_read_outs_are_those_of_the_features_without_padding(placement, monkeypatch):
     given: dict[str, list[np.ndarray]] = {}
 
