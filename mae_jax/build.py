@@ -589,6 +589,15 @@ def with_kept(config: ConfigDict, read: Reader) -> ConfigDict:
     return config
 
 
+def data_fingerprint(source: Source, read: Reader) -> str:
+    """Return a digest by which other training data are noticed: examples, and what a reader adds.
+
+    Without such additions it is the source's own.
+    """
+    added = getattr(read, "fingerprint", "")  # of a reader of captions with texts beside them
+    return f"{source.fingerprint()}-{added}" if added else source.fingerprint()
+
+
 def build_eval_reader(
     data: ConfigDict, given: float | None = None, *, one_view: bool = False
 ) -> Reader:
