@@ -610,6 +610,15 @@ def with_kept(config: ConfigDict, read: Reader) -> ConfigDict:
     return config
 
 
+def data_fingerprint(source: Source, read: Reader) -> str:
+    """Return a digest by which other training data are noticed: examples, and what a reader adds.
+
+    Without such additions it is the source's own.
+    """
+    added = getattr(read, "fingerprint", "")  # of a reader of captions with texts beside them
+    return f"{source.fingerprint()}-{added}" if added else source.fingerprint()
+
+
 def build_eval_reader(
     data: ConfigDict, given: float | None = None, *, one_view: bool = False
 ) -> Reader:
@@ -700,7 +709,12 @@ def build_placement(mesh: Mesh, seed: int) -> Placement:
 
 
 def build_eval_batches(
-    source: Source, read: Reader, *, batch_size: int, limit: int | None = None
+    source: Source,
+    read: Reader,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    max_bad_share: float,
 ) -> loader.EvalBatches:
     """Return this process's part of the batches of an evaluation; `limit` None: of all examples."""
     return loader.eval_batches(
@@ -710,6 +724,7 @@ def build_eval_batches(
         limit=None if limit is None else min(limit, len(source)),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        max_bad_share=max_bad_share,
     )
 
 
@@ -726,7 +741,13 @@ def build_evaluators(
     placement = build_placement(mesh, config.seed)
 
     def batches(source: Source, limit: int | None, batch_size: int) -> loader.EvalBatches:
-        return build_eval_batches(source, read, batch_size=batch_size, limit=limit)
+        return build_eval_batches(
+            source,
+            read,
+            batch_size=batch_size,
+            limit=limit,
+            max_bad_share=config.data.max_bad_share,
+        )
 
     if isinstance(task, FinetuneTask):
         whole = batches(held_out, None, evaluation.batch_size)

@@ -66,6 +66,8 @@ def measure(config: ConfigDict, request: Request, job: Job) -> int:
                     console.say(f"{measurement.name}: there already")
                     continue
                 figures = _carry_out(measurement, folder)
+                if left_out := bench.left_out():
+                    figures["left_out"] = float(left_out)
                 results[measurement.name] = figures
                 _write(folder, config, of, results)
                 console.say(_line(measurement.name, figures))

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mae_jax import api, build
 from mae_jax.data import imagenet
+from mae_jax.data.loader import EvalBatches
 from mae_jax.data.sources import Source, class_names, open_source, open_split, other_data
 from mae_jax.data.sources.subset import Relabelled
 from mae_jax.errors import ConfigError
@@ -62,6 +64,7 @@ class Bench:
       variables: parameters and extra state of the model, on all devices.
       placement: of batches.
       stop: the wish to stop.
+      opened: batches that were made since `left_out` was asked for.
     """
 
     config: ConfigDict
@@ -69,6 +72,7 @@ class Bench:
     variables: tuple[Any, Any]
     placement: Placement
     stop: StopRequest
+    opened: list[EvalBatches] = dataclasses.field(default_factory=list)
 
     def batches(
         self, source: Source, crop_fraction: float | None = None, *, one_view: bool = False
@@ -82,11 +86,14 @@ class Bench:
         """
         data = self.model.config.data
         given = self.config.data.crop_fraction if crop_fraction is None else crop_fraction
+        share = self.config.data.max_bad_share
         batches = build.build_eval_batches(
             source,
             build.build_eval_reader(data, given, one_view=one_view),
             batch_size=self.config.eval.batch_size,
+            max_bad_share=data.max_bad_share if share is None else share,
         )
+        self.opened.append(batches)
         return Stoppable(batches, self.stop)
 
     def features(self) -> tuple[np.ndarray, ...]:
@@ -101,6 +108,12 @@ class Bench:
             for s in (train, held_out)
         )
         return tuple(array for pair in both for array in pair)
+
+    def left_out(self) -> int:
+        """Return how many bad examples all processes left out since this was last asked."""
+        here = sum(batches.left_out for batches in self.opened)
+        self.opened.clear()
+        return int(np.sum(multihost_utils.process_allgather(np.asarray(here))))
 
 
 class Stoppable:

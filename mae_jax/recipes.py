@@ -199,6 +199,7 @@ def measurement(task: str) -> ConfigDict:
         data[name] = config_dict.placeholder(str)
     data.held_out = config_dict.placeholder(float)
     data.crop_fraction = config_dict.placeholder(float)
+    data.max_bad_share = config_dict.placeholder(float)
     config.eval = ConfigDict({"batch_size": 256})
     config.run = ConfigDict({"mesh": {"data": -1, "fsdp": 1}})
     return config
@@ -313,7 +314,8 @@ def _data(model: ConfigDict) -> ConfigDict:
     data.eval_split = "validation"
     # Share held out where the data have no split of their own.
     data.held_out = 0.1
-    # Share of bad training images, which are replaced, that ends the run; 10 may be bad. Our own.
+    # Share of bad images, which are replaced in training and left out of what is measured, that
+    # ends the run; 10 may be bad. Our own.
     data.max_bad_share = 0.001
     # Of training images: "fast", which differs from Pillow by little, or "pil", Pillow bit for bit.
     data.resample = "fast"

@@ -122,7 +122,8 @@ def run(config: ConfigDict, request: Request, job: Job) -> int:
     parts = _build(config)
     config = build.with_kept(config, parts.readers[0])
     folder = epath.Path(request.workdir)
-    fingerprint = parts.sources[0].fingerprint()  # once: of a million files it takes a while
+    # Once: of a million files it takes a while.
+    fingerprint = build.data_fingerprint(parts.sources[0], parts.readers[0])
     job.agree(_data_facts(parts, fingerprint, folder))
     is_new = _refuse_changes(folder, config, request)
     given = _given(config.init_from, parts) if is_new else None

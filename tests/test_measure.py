@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,47 @@ def of_both(checkpoint: Path, folder: Path, share: float) -> tuple[np.ndarray, .
 def contents(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def damaged(images, tmp_path) -> Path:
+    """Return a copy of `images` with a bad image to train on and two that are held out."""
+    folder = shutil.copytree(images, tmp_path / "damaged")
+    for name in ("train/bee/3", "val/ape/6", "val/cat/0"):
+        (folder / f"{name}.png").write_bytes(b"no image")
+    return folder
+
+
+class TestBadImages:
+    def test_they_are_left_out_of_the_features_and_counted(self, pretrained, damaged, tmp_path):
+        found = measured(
+            "knn", tmp_path / "knn", init_from=pretrained, data__path=damaged, eval__neighbours=3
+        )
+        for name in ("train/bee/3", "val/ape/6", "val/cat/0"):
+            (damaged / f"{name}.png").unlink()
+        alone = readout.knn_top1(*of_both(pretrained, damaged, 0.5), k=3)
+        assert found["knn"] == {"top1": pytest.approx(alone), "left_out": 3}
+
+    def test_they_are_left_out_of_accuracy_and_counted(self, classifier, damaged, tmp_path, capsys):
+        found = measured("evaluate", tmp_path / "run", init_from=classifier, data__path=damaged)
+        assert "  left_out 2\n" in capsys.readouterr().out
+        assert found["folder_validation"].pop("left_out") == 2
+        for name in ("val/ape/6", "val/cat/0"):
+            (damaged / f"{name}.png").unlink()
+        alone = measured("evaluate", tmp_path / "alone", init_from=classifier, data__path=damaged)
+        assert found["folder_validation"] == pytest.approx(alone["folder_validation"], rel=1e-6)
+
+    def test_too_many_are_refused_unless_they_are_allowed(
+        self, classifier, images, tmp_path, capsys
+    ):
+        folder = shutil.copytree(images, tmp_path / "damaged")
+        for number in range(11):
+            (folder / "val" / CLASSES[number % 3] / f"{number // 3}.png").write_bytes(b"")
+        fields = {"init_from": classifier, "data__path": folder}
+        said = refusal(capsys, "evaluate", tmp_path / "run", **fields)
+        assert "data.max_bad_share 0.001: expected at most 10 of 21 examples that cannot" in said
+        found = measured("evaluate", tmp_path / "run", **fields, data__max_bad_share=0.6)
+        assert found["folder_validation"]["left_out"] == 11
 
 
 class TestFeatures:
@@ -451,6 +493,18 @@ class TestRefusals:
                 "eval.labels_per_class (1, 0): expected at least 1",
             ),
             ("few_shot", "{pretrained}", {"eval__draws": 0}, "eval.draws 0: expected at least 1"),
+            (
+                "evaluate",
+                "{classifier}",
+                {"data__crop_fraction": 0},
+                "data.crop_fraction: expected in (0, 1], got 0",
+            ),
+            (
+                "knn",
+                "{pretrained}",
+                {"data__crop_fraction": 87.5},
+                "data.crop_fraction: expected in (0, 1], got 87.5",
+            ),
             (
                 "evaluate",
                 "{pretrained}",

@@ -124,15 +124,7 @@ class TrainBatches:
         if "by_pillow" in batch:
             self._by_pillow = self._by_pillow or set()
             self._by_pillow.update(batch["index"][batch["by_pillow"]].tolist())
-        examples = len(self._load.source)
-        allowed = allowed_bad(self._max_bad_share, examples)
-        if len(self._bad) > allowed:
-            one = min(self._bad)
-            raise ConfigError(
-                f"data.max_bad_share {self._max_bad_share:g}: expected at most {allowed} of"
-                f" {examples} examples that cannot be used, got {len(self._bad)}, such as"
-                f" {self._load.source.describe(one)}: {self._load.reason(one)}"
-            )
+        _refuse_many(self._bad, self._max_bad_share, len(self._load.source), self._load)
         return batch
 
     def scalars(self) -> dict[str, float]:
@@ -214,24 +206,75 @@ def check_bad_share(share: float) -> None:
         raise ConfigError(f"data.max_bad_share: expected in [0, 1], got {share}")
 
 
-class EvalBatches:
-    """Batches in a fixed order, to be iterated over as often as needed; see `eval_batches`."""
+def _refuse_many(bad: set[int], share: float, examples: int, load: LoadExample) -> None:
+    """Refuse more bad examples than `allowed_bad` has it.
 
-    def __init__(self, batches: grain.MapDataset[dict[str, np.ndarray]], weights: np.ndarray):
+    Raises:
+      ConfigError: names one and why it is bad.
+    """
+    allowed = allowed_bad(share, examples)
+    if len(bad) > allowed:
+        one = min(bad)
+        raise ConfigError(
+            f"data.max_bad_share {share:g}: expected at most {allowed} of {examples} examples that"
+            f" cannot be used, got {len(bad)}, such as {load.source.describe(one)}:"
+            f" {load.reason(one)}"
+        )
+
+
+class EvalBatches:
+    """Batches in a fixed order, to be iterated over as often as needed; see `eval_batches`.
+
+    Attributes:
+      left_out: how many bad examples of this process the newest iteration has met so far.
+    """
+
+    def __init__(
+        self,
+        batches: grain.MapDataset[dict[str, np.ndarray]],
+        weights: np.ndarray,
+        load: LoadExample,
+        examples: int,
+        max_bad_share: float | None,
+    ):
         self._batches = batches
         self._weights = weights
+        self._load = load
+        self._examples = examples  # of all processes, padding not counted
+        self._max_bad_share = max_bad_share
+        self._said = 0
+        self.left_out = 0
 
     def __len__(self) -> int:
         return len(self._weights)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        bad: set[int] = set()
+        self.left_out = 0
         options = _read_options(default_threads(0, available_cores()))
         batches = iter(self._batches.to_iter_dataset(options))
         try:
             for batch, weight in zip(batches, self._weights, strict=True):
-                yield {**batch, "weight": weight}
+                bad.update(batch["asked"][batch["replaced"] & (weight > 0)].tolist())
+                if self._max_bad_share is not None:
+                    _refuse_many(bad, self._max_bad_share, self._examples, self._load)
+                self.left_out = len(bad)
+                # What stands in place of a bad example would count its neighbour twice.
+                yield {**batch, "weight": np.where(batch["replaced"], np.float32(0), weight)}
         finally:
             batches.close()
+        if self._max_bad_share is not None:
+            self._say_once()
+
+    def _say_once(self) -> None:
+        if self.left_out not in (0, self._said):
+            self._said = self.left_out
+            examples = int((self._weights > 0).sum()) // self._load.read.views
+            logging.warning(
+                "left out of what is measured: %d of %d examples, which cannot be used",
+                self.left_out,
+                examples,
+            )
 
 
 def eval_batches(
@@ -243,6 +286,7 @@ def eval_batches(
     examples: Sequence[int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    max_bad_share: float | None = None,
 ) -> EvalBatches:
     """Return this process's part of the batches of an evaluation, in the order of the source.
 
@@ -254,11 +298,20 @@ def eval_batches(
       examples: use these in their order, by index, at least one; None: those of `limit`.
       process_index: of this process.
       process_count: number of processes that share a batch.
+      max_bad_share: share of the examples that may be bad, as in `train_batches`; an iteration
+        that meets more ends with a `ConfigError`, one that meets fewer says how many. None: any
+        number may be, and nothing is said.
 
     Returns:
       Batches as in `train_batches`, and `weight` float32 [B]: 1, or 0 for the examples repeated
-      to fill the last global batch.
+      to fill the last global batch and for what replaces a bad one.
+
+    Raises:
+      ConfigError: if `batch_size` cannot be divided, or `limit` or `max_bad_share` is out of
+        bounds.
     """
+    if max_bad_share is not None:
+        check_bad_share(max_bad_share)
     local = _local_batch_size(batch_size, process_count)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: expected at least 1 example to evaluate on, got {limit}")
@@ -271,13 +324,18 @@ def eval_batches(
     steps = -(-count // batch_size)
     position = np.arange(steps * batch_size)
     indices = chosen[position % count]
-    examples = (
-        grain.MapDataset.source(indices.tolist()).seed(0).random_map(LoadExample(source, read))
-    )
-    batches = _batched(examples, local, read.views)
+    load = LoadExample(source, read)
+    loaded = grain.MapDataset.source(indices.tolist()).seed(0).random_map(load)
+    batches = _batched(loaded, local, read.views)
     counted = (position < count).astype(np.float32).repeat(read.views)
     weights = counted.reshape(steps, process_count, local * read.views)
-    return EvalBatches(batches[process_index::process_count], weights[:, process_index])
+    return EvalBatches(
+        batches[process_index::process_count],
+        weights[:, process_index],
+        load,
+        count,
+        max_bad_share,
+    )
 
 
 def _batched(

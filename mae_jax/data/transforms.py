@@ -299,8 +299,7 @@ def train_transform(
       ConfigError: if `augment` is unknown, or a range empty or out of bounds.
     """
     check_boxes(crop_scale, crop_ratio)
-    if not 0 < crop_fraction <= 1:
-        raise ConfigError(f"data.crop_fraction: expected in (0, 1], got {crop_fraction}")
+    _check_fraction(crop_fraction)
     if augment == "random_resized_crop":
         crop: Transform = RandomResizedCrop(image_size, crop_scale, crop_ratio, resample)
     elif augment == "random_resized_crop_clamped":
@@ -331,8 +330,18 @@ def check_boxes(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
 
 
 def eval_transform(image_size: tuple[int, int], *, crop_fraction: float = 0.875) -> Compose:
-    """Return the transform of evaluation images: `CenterCrop`, nothing random."""
+    """Return the transform of evaluation images: `CenterCrop`, nothing random.
+
+    Raises:
+      ConfigError: if `crop_fraction` is out of bounds.
+    """
+    _check_fraction(crop_fraction)
     return Compose((CenterCrop(image_size, crop_fraction),))
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"data.crop_fraction: expected in (0, 1], got {fraction}")
 
 
 def _place(

@@ -258,6 +258,6 @@ class Classification:
 
 
 def _labelled(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Leave out padding and examples without a label."""
+    """Leave out padding, what stands in place of bad examples, and examples without a label."""
     counted = (rows["weight"] > 0) & (rows["label"] >= 0)
     return {name: values[counted] for name, values in rows.items()}

@@ -1,7 +1,8 @@
 """What is measured and drawn while pre-training: errors, read-outs, pictures.
 
 An evaluator is an object with `run(params, extra)` that yields (name, value). Batches come from
-the host with `image`, `label` and `weight` (0 = padding); sums are kept there in float64.
+the host with `image`, `label` and `weight` (0 = padding or in place of a bad example); sums are
+kept there in float64.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mae_jax.errors import ConfigError
 from mae_jax.losses import reconstruction
 from mae_jax.tasks import pictures, readout
 from mae_jax.tasks.inputs import ImageModel
@@ -95,7 +97,11 @@ class MaskedError:
         self._means: dict[str, np.ndarray] | None = None
 
     def run(self, params: Params, extra: Any) -> Iterator[tuple[str, float]]:
-        """Yield the two losses."""
+        """Yield the two losses.
+
+        Raises:
+          ConfigError: if none of the held-out examples can be used.
+        """
         if self._means is None:
             self._means = self._mean_targets(params)
         total, of_mean, count = 0.0, 0.0, 0.0
@@ -105,6 +111,8 @@ class MaskedError:
             total += float(values[0])
             of_mean += float(values[1])
             count += float(values[2])
+        if not count:
+            raise ConfigError("data: expected examples to evaluate on that can be used, got none")
         yield "loss", total / count
         yield "mean_predictor_loss", of_mean / count
 
@@ -156,7 +164,7 @@ class Features:
     def extract(
         self, params: Params, extra: Any, batches: HostBatches
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return features float32 [n, D] and labels int32 [n] of all examples but padding."""
+        """Return features float32 [n, D] and labels int32 [n] of all examples of weight 1."""
         features, labels = [], []
         for batch in batches:
             of_batch = self._features(params, extra, self._placement.put(batch))
@@ -170,7 +178,8 @@ class ReadOuts:
     """Linear and k-NN accuracy of features, beside those of this run's encoder before training.
 
     Yields `linear_top1`, `linear_top1_std`, `knn_top1` and the same with `random_` in front, all in
-    percent. See `mae_jax.tasks.readout`.
+    percent. See `mae_jax.tasks.readout`. Nothing where no example has a label, as none of TFDS's
+    test images of ImageNet has.
     """
 
     def __init__(
@@ -198,6 +207,8 @@ class ReadOuts:
     def _figures(self, params: Params) -> dict[str, float]:
         train, train_labels = self._features.extract(params, {}, self._train)
         test, test_labels = self._features.extract(params, {}, self._held_out)
+        if max(train_labels, default=-1) < 0 or max(test_labels, default=-1) < 0:
+            return {}  # what is trained needs no labels
         mean, std = readout.linear_top1(train, train_labels, test, test_labels)
         knn = readout.knn_top1(train, train_labels, test, test_labels)
         return {"linear_top1": mean, "linear_top1_std": std, "knn_top1": knn}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mae_jax.errors import ConfigError
+
 LAMBDAS = np.logspace(-3, 5, 33)
 
 
@@ -72,10 +74,14 @@ def linear_top1(
       train: float [n, D].
       train_labels: int [n].
       test: float [m, D].
-      test_labels: int [m].
+      test_labels: int [m]; those with -1 (no label) do not count.
       per_class: labels a class.
       draws: label draws.
+
+    Raises:
+      ConfigError: if no example of either has a label.
     """
+    test, test_labels = _labelled(train_labels, test, test_labels)
     mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     train, test = (train - mean) / (std + 1e-8), (test - mean) / (std + 1e-8)
     classes = np.unique(train_labels[train_labels >= 0])
@@ -96,7 +102,8 @@ def knn_top1(
     *,
     k: int = 20,
 ) -> float:
-    """Return the top-1 accuracy, in percent, of `knn_predictions`."""
+    """Return the top-1 accuracy, in percent, of `knn_predictions`; see `linear_top1`."""
+    test, test_labels = _labelled(train_labels, test, test_labels)
     predicted = knn_predictions(train, train_labels, test, k=k)
     return 100.0 * float(np.mean(predicted == test_labels))
 
@@ -126,6 +133,17 @@ def knn_predictions(
         np.add.at(votes, (rows, numbers[nearest]), weight)
         predicted.append(classes[votes.argmax(axis=1)])
     return np.concatenate(predicted)
+
+
+def _labelled(
+    train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out of `test` what has no label."""
+    labelled = test_labels >= 0
+    for what, count in (("learn from", (train_labels >= 0).sum()), ("evaluate on", labelled.sum())):
+        if not count:
+            raise ConfigError(f"data: expected labelled examples to {what}, got none")
+    return test[labelled], test_labels[labelled]
 
 
 def _unit_length(x: np.ndarray) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 
+from mae_jax.errors import ConfigError
 from mae_jax.train.checkpoint import Checkpoints
 from mae_jax.train.metrics import Throughput
 from mae_jax.train.signals import StopRequest
@@ -78,8 +80,8 @@ def train(
     Args:
       state: where to start; donated to the first step.
       step_fn: (state, batch) -> (state, metrics).
-      batches: those from step `state.step` on. If there is an error in getting one, the state is
-        saved before it goes on.
+      batches: those from step `state.step` on. If there is an error in getting one, or a
+        `ConfigError` in evaluating, the state is saved before it goes on.
       cadence: when what happens.
       evaluators: run every `eval_every` steps.
       checkpoints: where states are saved.
@@ -151,15 +153,20 @@ def train(
         writer.flush()
         writer.heartbeat.write(step)
 
-    while step < cadence.last_step and not stop.wanted():
-        begun = time.perf_counter()
+    @contextlib.contextmanager
+    def saving_on(kind: type[Exception]) -> Iterator[None]:
         try:
-            batch = next(batches)
-        except Exception:
+            yield
+        except kind:
             # Data can be mended, and the run goes on. Other processes may still have theirs.
             if jax.process_count() == 1:
                 finish()
             raise
+
+    while step < cadence.last_step and not stop.wanted():
+        begun = time.perf_counter()
+        with saving_on(Exception):
+            batch = next(batches)
         # Devices that still work on the previous step have not waited for this batch.
         idle = previous is None or previous[1]["loss"].is_ready()  # type: ignore[attr-defined]
         stalled = time.perf_counter() - begun if idle else 0.0
@@ -176,7 +183,7 @@ def train(
             settle(*previous)
             previous = None
         if evaluating:
-            with throughput.excluded("evaluating"):
+            with saving_on(ConfigError), throughput.excluded("evaluating"):
                 measured = evaluate(step, state, evaluators, writer, console)
                 if keep_best is not None:
                     keep_best(state, measured)

@@ -336,6 +336,15 @@ class TwoViews:
         return {"image": np.stack([example["image"], 255 - example["image"]])}
 
 
+class TwoViewsOrNone(TwoViews):
+    """Of encoded images, all bad here, nothing."""
+
+    def __call__(self, example, rng, *, exif=False):
+        if isinstance(example["image"], bytes):
+            raise transforms.BadExample("encoded")
+        return super().__call__(example, rng)
+
+
 class TestViews:
     def test_views_of_an_example_are_rows_one_after_the_other(self):
         source = Memory()
@@ -416,7 +425,48 @@ class TestEvalBatches:
         batches = list(self.batches(Memory(10, bad=(9,)), batch_size=3, examples=[7, 2, 8, 9]))
         assert [b["asked"].tolist() for b in batches] == [[7, 2, 8], [9, 7, 2]]
         assert [b["index"].tolist() for b in batches] == [[7, 2, 8], [0, 7, 2]]
-        assert [b["weight"].tolist() for b in batches] == [[1, 1, 1], [1, 0, 0]]
+        assert [b["weight"].tolist() for b in batches] == [[1, 1, 1], [0, 0, 0]]
+
+    def test_what_replaces_a_bad_example_does_not_count_and_is_told_once(self, caplog):
+        batches = self.batches(Memory(10, bad=(0, 4, 9)), max_bad_share=0.0)
+        for _ in range(2):
+            read = list(batches)
+            assert np.concatenate([b["index"] for b in read]).tolist() == [
+                *[1, 1, 2, 3, 5, 5, 6, 7, 8, 1],
+                *[1, 1],
+            ]
+            weight = np.concatenate([b["weight"] for b in read])
+            assert weight.tolist() == [0, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0]
+            assert weight.dtype == np.float32
+            assert batches.left_out == 3
+        said = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+        assert said == ["left out of what is measured: 3 of 10 examples, which cannot be used"]
+
+    def test_replaced_views_do_not_count_and_are_one_example(self):
+        batches = loader.eval_batches(Memory(5, bad=(1,)), TwoViewsOrNone(), batch_size=5)
+        (batch,) = batches
+        assert batch["weight"].tolist() == [1, 1, 0, 0, 1, 1, 1, 1, 1, 1]
+        assert batches.left_out == 1
+
+    def test_more_bad_examples_than_allowed_end_the_measurement(self):
+        source = Memory(40, bad=range(3, 14))
+        few = self.batches(source, max_bad_share=11 / 40)
+        assert sum(b["weight"].sum() for b in few) == 29
+        expected = (
+            rf"^data.max_bad_share 0.1: expected at most 10 of 40 examples that cannot be used, got"
+            rf" 11, such as memory {id(source)}, 3: not an image"
+        )
+        with pytest.raises(ConfigError, match=expected):
+            list(self.batches(source, max_bad_share=0.1))
+
+    def test_without_a_limit_any_number_may_be_bad_and_nothing_is_said(self, caplog):
+        batches = list(self.batches(Memory(40, bad=range(3, 33))))
+        assert sum(b["weight"].sum() for b in batches) == 10
+        assert "left out" not in caplog.text
+
+    def test_share_of_bad_examples_outside_0_to_1_is_refused(self):
+        with pytest.raises(ConfigError, match=r"data.max_bad_share: expected in \[0, 1\], got 2"):
+            self.batches(Memory(6), max_bad_share=2.0)
 
     @pytest.mark.parametrize("process_count", [2, 4])
     def test_processes_share_out_the_same_batches(self, process_count):

@@ -580,3 +580,9 @@ class TestTransforms:
 def test_a_range_out_of_bounds_is_refused(field, value):
     with pytest.raises(ConfigError, match=f"data.{field}: expected"):
         transforms.train_transform((8, 8), augment="random_resized_crop", **{field: value})
+
+
+@pytest.mark.parametrize("fraction", [-0.5, 0.0, 1.2, 87.5, float("nan")])
+def test_a_fraction_out_of_bounds_is_refused_in_evaluation_too(fraction):
+    with pytest.raises(ConfigError, match=r"data.crop_fraction: expected in \(0, 1\], got"):
+        transforms.eval_transform((8, 8), crop_fraction=fraction)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mae_jax.errors import ConfigError
 from mae_jax.nn import masking
 from mae_jax.nn.patches import PatchUnit
 from mae_jax.tasks import readout
@@ -185,6 +186,13 @@ def test_what_stands_in_the_padding_does_not_matter(placement, by_eight):
     assert dict(evaluator.run(PARAMS, {})) == pytest.approx(plain, rel=1e-6)
 
 
+def test_errors_of_no_example_are_refused(placement):
+    batch = next(iter(HostBatches(*HELD_OUT, 4)))
+    none = [{**batch, "weight": np.zeros(4, np.float32)}]
+    with pytest.raises(ConfigError, match="data: expected examples to evaluate on that can be"):
+        dict(MaskedError(TASK, none, none, placement).run(PARAMS, {}))
+
+
 def test_masks_of_an_evaluation_are_the_same_at_every_step(by_eight):
     first = dict(by_eight.run(PARAMS, {}))
     other = dict(by_eight.run({"gain": np.float32(0.1)}, {}))
@@ -305,6 +313,14 @@ def test_features_that_tell_classes_apart_beat_those_of_the_initial_parameters(r
     # Features that are all zero choose one class of three, which has 11 or 10 of 31 images.
     assert figures["random_linear_top1"] == pytest.approx(100 * 11 / 31)
     assert figures["random_knn_top1"] < 40.0
+
+
+def test_without_labels_there_are_no_read_outs(placement):
+    images, labels = red_green_blue(8, seed=0)
+    sets = (HostBatches(images, labels, 8), HostBatches(images, np.full_like(labels, -1), 8))
+    task = PretrainTask(Pixels(), MEAN, STD)
+    evaluator = ReadOuts(task, *sets, placement, lambda: {"gain": jnp.zeros(())})
+    assert dict(evaluator.run({"gain": jnp.ones(())}, {})) == {}
 
 
 def test_read_outs_are_those_of_the_features_without_padding(placement, monkeypatch):

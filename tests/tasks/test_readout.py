@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mae_jax.errors import ConfigError
 from mae_jax.tasks import readout
 from mae_jax.tasks.readout import LAMBDAS, fit_ridge, knn_top1, label_draws, linear_top1
 
@@ -188,6 +189,24 @@ def test_training_examples_without_a_label_give_statistics_alone():
     assert linear_top1(train, some, test, test_labels)[0] > 30
 
 
+def test_held_out_examples_without_a_label_do_not_count():
+    train, train_labels, test, test_labels = noisy_problem()
+    some = np.where(np.arange(200) % 3 == 0, -1, test_labels)
+    kept = some >= 0
+    for figure in (linear_top1, knn_top1):
+        of_some = figure(train, train_labels, test, some)
+        assert of_some == figure(train, train_labels, test[kept], some[kept])
+
+
+@pytest.mark.parametrize("figure", [linear_top1, knn_top1])
+def test_labels_are_needed_on_both_sides(figure):
+    train, train_labels, test, test_labels = noisy_problem()
+    with pytest.raises(ConfigError, match=r"^data: expected labelled examples to evaluate on, got"):
+        figure(train, train_labels, test, np.full(200, -1))
+    with pytest.raises(ConfigError, match=r"^data: expected labelled examples to learn from, got"):
+        figure(train, np.full(300, -1), test, test_labels)
+
+
 def unit(degrees: float, length: float = 1.0) -> list[float]:
     return [length * np.cos(np.radians(degrees)), length * np.sin(np.radians(degrees))]
 
@@ -237,7 +256,7 @@ def test_neighbours_are_found_in_sets_larger_than_a_part():
     train, train_labels = clusters(60, seed=0)
     test, test_labels = clusters(2100, seed=1)
     wrong = np.arange(2100) % 4 == 0
-    labels = np.where(wrong, -5, test_labels)
+    labels = np.where(wrong, 5, test_labels)
     assert knn_top1(train, train_labels, test, labels, k=5) == pytest.approx(75.0)
 
 

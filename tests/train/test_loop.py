@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mae_jax.errors import ConfigError
 from mae_jax.train import loop, metrics
 from mae_jax.train.checkpoint import Checkpoints
 from mae_jax.train.loop import Cadence, NonFiniteError
@@ -573,6 +574,17 @@ def test_state_is_saved_before_an_error_of_the_data_ends_the_run(bench, capsys):
         bench.train()
     assert bench.checkpoints.saved == {7: sum_at(7)}
     assert "saved step 7" in capsys.readouterr().out
+
+
+def test_state_is_saved_before_data_that_cannot_be_evaluated_on_end_the_run(bench):
+    class Unreadable:
+        def run(self, params: Any, extra: Any) -> Iterator[tuple[str, float]]:
+            raise ConfigError("no such file")
+
+    bench.evaluators = [Unreadable()]
+    with pytest.raises(ConfigError, match="no such file"):
+        bench.train(eval_every=7)
+    assert bench.checkpoints.saved == {7: sum_at(7)}
 
 
 def test_nothing_is_saved_twice_when_the_data_end_right_after_a_save(bench):

@@ -65,6 +65,11 @@ class CaptionReader:
         """
         return {"vocabulary": self.words.serialized}
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest by which other texts without an image are noticed; empty if there are none."""
+        return "" if self.unpaired is None else self.unpaired.fingerprint()
+
     def __call__(
         self, example: Mapping[str, Any], rng: np.random.Generator, *, exif: bool = False
     ) -> dict[str, np.ndarray]:

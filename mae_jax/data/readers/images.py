@@ -101,6 +101,9 @@ def evaluation(data: ConfigDict, given: float | None = None) -> ImageReader:
     Args:
       data: of the configuration that the model was trained with.
       given: a `crop_fraction` in place of that of `data`; None: none.
+
+    Raises:
+      ConfigError: if the one that counts is out of bounds.
     """
     fraction = crop_fraction(data.crop_fraction if given is None else given, data.image_size)
     return ImageReader(data.channels, eval_transform(data.image_size, crop_fraction=fraction))

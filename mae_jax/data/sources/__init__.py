@@ -7,7 +7,7 @@ importable module of the user's that has such a `make`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -179,3 +179,17 @@ def is_training(split: str) -> bool:
             f"data.split, data.eval_split: expected train, {', '.join(EVAL_SPLITS)}, got {split!r}"
         )
     return split == "train"
+
+
+def held_out_split(split: str, exists: Callable[[str], bool]) -> str | None:
+    """Return the one of `EVAL_SPLITS` that stands for `split`, for sources that may have several.
+
+    Args:
+      split: if it is one of them and exists, it is the one; else the first that exists is.
+      exists: whether the data have a split of that name.
+
+    Returns:
+      None if the data have none of them.
+    """
+    names = (split, *EVAL_SPLITS) if split in EVAL_SPLITS else EVAL_SPLITS
+    return next(filter(exists, names), None)

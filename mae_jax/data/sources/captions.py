@@ -6,9 +6,10 @@
 - `file` is relative to the folder of `captions.jsonl`, with "/". Several lines of one file count as
   one, with all their captions. Images without a line are not read.
 - `caption` is a text, a list of texts, or "" or null for an image without one.
-- The splits are `train/captions.jsonl` beside that of `val`, `validation` or `test` (the first that
-  exists); else what `split` says, which is then on every line; else a share of the images is held
-  out, those whose `file` has the smallest BLAKE2b digest.
+- The splits are `train/captions.jsonl` beside that of `val`, `validation` or `test`; else what
+  `split` says, which is then on every line; else a share of the images is held out, those whose
+  `file` has the smallest BLAKE2b digest. Of several that are held out it is the one that is asked
+  for, or where there is none of that name the first of `val`, `validation`, `test` that exists.
 - Other fields of a line are not looked at.
 """
 
@@ -20,7 +21,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mae_jax.data.sources import EVAL_SPLITS, is_training
+from mae_jax.data.sources import EVAL_SPLITS, held_out_split, is_training
 from mae_jax.data.sources.folder import Files, existing_folder, hold_out
 from mae_jax.errors import ConfigError
 
@@ -66,7 +67,7 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> CaptionedFiles:
     """Return the split "train" or "val" of the images that `captions.jsonl` below `path` names.
 
     Args:
-      split: "train" or "val" ("validation", "test": the same).
+      split: "train" or "val" ("validation", "test": the same, unless there are several of these).
       path: a local folder; `~` is the user's home.
       held_out: the share for "val" where there are no splits, in (0, 1): at least one image.
 
@@ -76,13 +77,13 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> CaptionedFiles:
     """
     folder = existing_folder(path)
     training = is_training(split)
-    apart = next((name for name in EVAL_SPLITS if _has_list(folder, name)), None)
+    apart = held_out_split(split, lambda name: _has_list(folder, name))
     if apart is not None and _has_list(folder, "train"):
         root = os.path.join(folder, "train" if training else apart)
         chosen = _read(os.path.join(root, LIST))
     else:
         root = folder
-        chosen = _part(_read(os.path.join(root, LIST)), training, held_out, root)
+        chosen = _part(_read(os.path.join(root, LIST)), split, held_out, root)
     if not chosen:
         raise ConfigError(
             f"data.path: expected images {'to train on' if training else 'that are held out'}, got"
@@ -103,11 +104,13 @@ def _has_list(folder: str, name: str) -> bool:
 
 
 def _part(
-    listed: Mapping[str, Listed], training: bool, held_out: float, root: str
+    listed: Mapping[str, Listed], split: str, held_out: float, root: str
 ) -> dict[str, Listed]:
     """Return the images of a split."""
-    if any(one.split for one in listed.values()):
-        return {name: one for name, one in listed.items() if (one.split == "train") == training}
+    training = is_training(split)
+    if any(splits := {one.split for one in listed.values()}):
+        chosen_split = split if training else held_out_split(split, splits.__contains__)
+        return {name: one for name, one in listed.items() if one.split == chosen_split}
     chosen = hold_out(list(listed), held_out, by_class=False)
     if listed and not chosen:
         raise ConfigError(

@@ -4,7 +4,8 @@ Layout, in the order in which it is decided:
 
 - Hidden files and folders are skipped; links are followed. Images end in one of `EXTENSIONS`.
 - A folder that holds no image and just one folder stands for that folder.
-- `train` beside `val`, `validation` or `test` (the first of them that exists) are the splits.
+- `train` beside `val`, `validation` or `test` are the splits: the one that is asked for, or where
+  there is none of that name the first of them that exists.
   Otherwise a share of the images is held out: those whose path, relative to the folder, has the
   smallest BLAKE2b digest, for each class by itself. A new image does not move most of the others.
 - The folders at the top of the training split are the classes, sorted by name, if there are at
@@ -23,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 
 from etils import epath
 
-from mae_jax.data.sources import EVAL_SPLITS, is_training
+from mae_jax.data.sources import held_out_split, is_training
 from mae_jax.errors import ConfigError
 from mae_jax.files import is_local
 
@@ -87,8 +88,8 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> Files:
     """Return the split "train" or "val" of the images below `path`.
 
     Args:
-      split: "train" or "val" ("validation", "test": the same); "all", for every image below `path`
-        whatever its folders are called.
+      split: "train" or "val" ("validation", "test": the same, unless the folder has several of
+        these); "all", for every image below `path` whatever its folders are called.
       path: a local folder; `~` is the user's home.
       held_out: the share for "val" where the folder has no splits of its own, in (0, 1): of each
         class with two images or more, at least one and never all.
@@ -109,7 +110,7 @@ def _open_below(root: str, kind: type[Kind], split: str, held_out: float) -> Kin
         names = _find(root, kind)
         return by_folder(kind, root, names, _classes(names))
     training = is_training(split)
-    if (roots := _split_roots(root)) is not None:
+    if (roots := _split_roots(root, split)) is not None:
         train_root, val_root = roots
         names = _find(train_root, kind)
         if not training:
@@ -135,7 +136,7 @@ def own_splits(path: str) -> dict[str, Files]:
       ConfigError: naming `data.path`, if there is nothing to read.
     """
     root = _descend(existing_folder(path) if is_local(path) else path, Files)
-    if _split_roots(root) is None:
+    if _split_roots(root, "val") is None:
         return {"train": _open_below(root, Files, "all", 0)}
     return {split: _open_below(root, Files, split, 0) for split in ("train", "val")}
 
@@ -292,12 +293,11 @@ def _find(root: str, kind: type[Files]) -> list[str]:
     return names
 
 
-def _split_roots(root: str) -> tuple[str, str] | None:
-    """Return the folders of the two splits, if there are both."""
+def _split_roots(root: str, split: str) -> tuple[str, str] | None:
+    """Return the folders of training and of what is held out for `split`, if there are both."""
     train = os.path.join(root, "train")
-    others = [os.path.join(root, name) for name in EVAL_SPLITS]
-    val = next((folder for folder in others if _is_folder(folder)), None)
-    return None if val is None or not _is_folder(train) else (train, val)
+    name = held_out_split(split, lambda name: _is_folder(os.path.join(root, name)))
+    return None if name is None or not _is_folder(train) else (train, os.path.join(root, name))
 
 
 def _is_folder(path: str) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
-from mae_jax.data.sources import array_record, is_training
+from mae_jax.data.sources import array_record, held_out_split, is_training
 from mae_jax.data.sources.folder import existing_folder, held_out_names
 from mae_jax.errors import ConfigError
 
@@ -105,7 +105,8 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> Prepared:
     """Return the split "train" or "val" of prepared images.
 
     Args:
-      split: "train" or "val" ("validation", "test": the same).
+      split: "train" or "val" ("validation", "test": the same, unless the manifest has several of
+        these).
       path: the folder that `prepare_data` wrote; `~` is the user's home.
       held_out: as in the folder source: the share for "val" where there is no such split.
 
@@ -117,11 +118,12 @@ def make(split: str, *, path: str, held_out: float = 0.1) -> Prepared:
     folder = existing_folder(path)
     manifest = read_manifest(folder)
     own = manifest["splits"]
-    part = own["train" if training or "val" not in own else "val"]
+    held_out_part = held_out_split(split, own.__contains__)
+    part = own["train" if training or held_out_part is None else held_out_part]
     check_sizes(folder, part)
     content = read_index(folder, part)
     indices: Sequence[int] | np.ndarray = np.arange(len(content["names"]))
-    if "val" not in own:
+    if held_out_part is None:
         # Images that were left out count here, so that the others fall as they do in the folder.
         chosen = held_out_names(
             [*content["names"], *part["left_out"]],

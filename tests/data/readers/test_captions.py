@@ -2,12 +2,14 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from mae_jax import build
 from mae_jax.data import loader
 from mae_jax.data.readers import captions, images
 from mae_jax.data.sources import open_split
@@ -161,6 +163,31 @@ class TestTextsWithoutAnImage:
         assert with_texts.keys() - without.keys() == {"unpaired_text", "unpaired_padding"}
         for name, array in without.items():
             np.testing.assert_array_equal(with_texts[name], array)
+
+    def test_other_ones_are_other_data_and_none_change_nothing(self, unpaired):
+        class Source:
+            def fingerprint(self) -> str:
+                return "images"
+
+        def fingerprint() -> str:
+            return build.data_fingerprint(Source(), captions.training(unpaired))
+
+        path = Path(unpaired.data.unpaired_text)
+        content = path.read_text()
+        first = fingerprint()
+        found = {first}
+        for changed in (content + "more\n", content.replace("blue\n", "")):
+            path.write_text(changed)
+            found.add(fingerprint())
+        assert len(found) == 3
+        path.rename(path.with_name("elsewhere.txt"))
+        path.with_name("elsewhere.txt").write_text(content)
+        unpaired.data.unpaired_text = str(path.with_name("elsewhere.txt"))
+        assert fingerprint() == first
+        unpaired.data.unpaired_text, unpaired.model.unpaired_loss_weight = "", 0.0
+        assert fingerprint() == "images"
+        images_alone = images.evaluation(unpaired.data)
+        assert build.data_fingerprint(Source(), images_alone) == "images"
 
     @pytest.mark.parametrize("fields", [{"weight": 0.0}, {"path": ""}])
     def test_a_file_without_a_weight_or_a_weight_without_a_file_is_refused(self, unpaired, fields):

@@ -66,9 +66,19 @@ class TestSplits:
             tmp_path,
             one("a.jpg", split="val"),
             one("b.jpg", split="train"),
-            one("c.jpg", split="test"),
         )
-        assert names(path) == [["b.jpg"], ["a.jpg", "c.jpg"]]
+        assert names(path) == [["b.jpg"], ["a.jpg"]]
+
+    @pytest.mark.parametrize("apart", [True, False])
+    def test_of_several_the_one_that_is_asked_for_is_taken(self, tmp_path, apart):
+        files = {"train": "a.jpg", "val": "b.jpg", "test": "c.jpg"}
+        if apart:
+            for split, name in files.items():
+                write(tmp_path / split, one(name))
+        else:
+            write(tmp_path, *(one(name, split=split) for split, name in files.items()))
+        for split, name in {**files, "validation": "b.jpg"}.items():
+            assert open_source("captions", split, path=str(tmp_path)).names == [name]
 
     def test_folders_may_be(self, tmp_path):
         write(tmp_path / "train", one("a.jpg"), one("b.jpg"))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mae_jax.data.sources import folder, open_source
+from mae_jax.data.sources import EVAL_SPLITS, folder, open_source
 from mae_jax.errors import ConfigError
 
 
@@ -118,6 +118,12 @@ class TestSplitFolders:
         assert train.names == ["1.jpg", "2.jpg"]
         assert val.names == ["3.jpg"]
         assert val.root == str(tmp_path / name)
+
+    def test_of_several_the_one_that_is_asked_for_is_taken(self, tmp_path):
+        path = write(tmp_path, "train/1.jpg", "val/2.jpg", "test/3.jpg")
+        found = {split: folder.make(split, path=path).names for split in EVAL_SPLITS}
+        assert found == {"val": ["2.jpg"], "validation": ["2.jpg"], "test": ["3.jpg"]}
+        assert folder.make("train", path=path).names == ["1.jpg"]
 
     def test_val_is_preferred_to_test(self, tmp_path):
         path = write(tmp_path, "train/1.jpg", "test/2.jpg", "val/3.jpg")

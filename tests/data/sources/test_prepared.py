@@ -85,6 +85,17 @@ def test_splits_of_the_folder_are_kept(tmp_path):
         assert len(ours) == count
 
 
+def test_of_several_splits_the_one_that_is_asked_for_is_taken(tmp_path):
+    for split, count in (("train", 5), ("val", 2)):
+        write_photographs(tmp_path / "images" / split, count)
+    out = prepare(str(tmp_path / "images"), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest["splits"]["test"] = manifest["splits"]["train"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    assert len(prepared.make("test", path=out)) == 5
+    assert len(prepared.make("validation", path=out)) == 2
+
+
 def test_a_flat_folder_and_a_flat_validation_folder_have_no_labels(tmp_path):
     write_photographs(tmp_path / "flat", 8)
     out = prepare(str(tmp_path / "flat"), tmp_path / "out")
