@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 from etils import epath
 
 from mae_jax.errors import ConfigError, StopError
-from mae_jax.files import needs_to_write
 from mae_jax.train.signals import SharedStopRequest, StopRequest, Store
 
 FOLDER_SECONDS = 30.0  # a network file system may take that long to show a new file
@@ -102,6 +101,8 @@ class SeveralProcesses(Job):
 
     def agree_on_folder(self, folder: epath.PathLike) -> None:
         """See `Job.agree_on_folder`."""
+        from mae_jax.files import needs_to_write  # and numpy: help comes without
+
         token = secrets.token_hex(8)
         path = epath.Path(folder)
         written = path / f"shared-{token}"

@@ -79,6 +79,7 @@ def run(flags: argparse.Namespace) -> list[dict[str, Any]]:
             first = number * flags.steps
             state = step_fn(make_state(flags.leaves, first - 1), jnp.zeros(()))[0]
             last, nothing = first + flags.steps, Nothing()
+            writer = RunWriter(epath.Path(folder), first_step=first)
             begun = time.perf_counter()
             train(
                 state,
@@ -95,13 +96,15 @@ def run(flags: argparse.Namespace) -> list[dict[str, Any]]:
                 evaluators=[],
                 checkpoints=nothing,  # type: ignore[arg-type]
                 save_items=lambda step: {},
-                writer=RunWriter(epath.Path(folder), first_step=first),
+                writer=writer,
                 console=Console(last, first, quiet=True),
                 throughput=Throughput(1, 1, 1.0),
                 stop=stop,
             )
+            seconds = time.perf_counter() - begun
+            writer.close()
             if number:  # the first warms up
-                rates.append(flags.steps / (time.perf_counter() - begun))
+                rates.append(flags.steps / seconds)
     row = {
         "leaves": flags.leaves,
         "steps_per_second": statistics.median(rates),
