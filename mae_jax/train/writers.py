@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -71,7 +72,9 @@ class Console:
 
 
 class RunWriter:
-    """Writes scalars and pictures of a run into its folder; every method may raise `StopError`.
+    """Writes scalars and pictures of a run into its folder.
+
+    Every method but `close` may raise `StopError`.
 
     `metrics.jsonl` has one object a line, `step` and scalars; lines after `first_step`, which a
     killed run may have left, are dropped, so that a resumed run reads as one.
@@ -155,10 +158,9 @@ class RunWriter:
                 self._events.flush()
 
     def close(self) -> None:
-        """Flush and close."""
-        self.flush()
+        """Close what is open, without a word: whoever wants to know has called `flush`."""
         if self._active and self._events is not None:
-            with writing(self._workdir):
+            with contextlib.suppress(OSError):
                 self._events.close()
 
 

@@ -146,7 +146,7 @@ def records(path: Path) -> Iterator[bytes]:
 def test_what_tensorboards_file_does_not_take_is_one_line_at_once(tmp_path, monkeypatch, what):
     writer = RunWriter(tmp_path)
 
-    def full(self: RecordWriter, record: bytes) -> None:
+    def full(self: RecordWriter, record: bytes = b"") -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(RecordWriter, "write", full)
@@ -156,6 +156,8 @@ def test_what_tensorboards_file_does_not_take_is_one_line_at_once(tmp_path, monk
     }[what]
     with pytest.raises(StopError, match=r"cannot be written: No space left on device$"):
         write()
+    monkeypatch.setattr(RecordWriter, "flush", full)
+    writer.close()  # nothing in place of the error that is on its way
 
 
 def test_writer_that_is_not_active_writes_nothing(tmp_path):
