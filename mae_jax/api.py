@@ -28,7 +28,7 @@ from mae_jax import build
 from mae_jax.data.text import WordPieces, word_pieces
 from mae_jax.data.transforms import BadExample
 from mae_jax.errors import ConfigError
-from mae_jax.files import is_local
+from mae_jax.files import is_local, words_of
 from mae_jax.models.classifier import POOLINGS, Classifier
 from mae_jax.models.transfer import make_classifier, transfer_encoder
 from mae_jax.tasks import pictures
@@ -97,7 +97,7 @@ class Pretrained:
                 arrays = read({read.field: encoded}, nothing_random, exif=True)
                 prepared.append(arrays["image"])
             except OSError as error:
-                raise BadExample(f"{image!s}: {error.strerror or error}") from error
+                raise BadExample(f"{image!s}: {words_of(error)}") from error
             except BadExample as error:
                 name = str(image) if is_path else f"image {number}"
                 raise BadExample(f"{name}: {error}") from error

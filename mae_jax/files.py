@@ -62,10 +62,10 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except errors_of(path) as error:
-        raise StopError(f"{path} cannot be written: {reason(error)}") from error
+        raise StopError(f"{path} cannot be written: {words_of(error)}") from error
 
 
-def reason(error: Exception) -> str:
+def words_of(error: Exception) -> str:
     """Return in one line what a file system or a storage says."""
     return (getattr(error, "strerror", None) or f"{error}" or type(error).__name__).splitlines()[0]
 
@@ -83,7 +83,7 @@ def needs_to_write(workdir: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except errors_of(workdir) as error:
         raise ConfigError(
-            f"--workdir={workdir}: expected a folder to write to, got: {reason(error)}"
+            f"--workdir={workdir}: expected a folder to write to, got: {words_of(error)}"
         ) from error
 
 
@@ -181,7 +181,7 @@ def completed(
             _remove(temporary)
             raise
     except OSError as error:
-        raise ConfigError(f"{field}: cannot write {path}: {error.strerror or error}") from error
+        raise ConfigError(f"{field}: cannot write {path}: {words_of(error)}") from error
 
 
 @contextlib.contextmanager

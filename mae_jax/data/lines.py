@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from mae_jax.errors import ConfigError
+from mae_jax.files import words_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,8 +64,7 @@ def open_lines(name: str, field: str) -> Lines:
                 start += len(line)
     except OSError as error:
         raise ConfigError(
-            f"{field}: expected a file with a text on each line, got {error.strerror or error} at"
-            f" {path}"
+            f"{field}: expected a file with a text on each line, got {words_of(error)} at {path}"
         ) from error
     if not spans:
         raise ConfigError(f"{field}: expected a file with a text on each line, got none in {path}")

@@ -20,7 +20,7 @@ from mae_jax.data.sources.clips import Films
 from mae_jax.data.sources.folder import Files, scan
 from mae_jax.data.transforms import BadExample, Decode
 from mae_jax.errors import ConfigError
-from mae_jax.files import encode_picture
+from mae_jax.files import encode_picture, words_of
 from mae_jax.tasks import pictures
 
 WHITE = 128  # of 255: a pixel of a mask that is at least as bright hides
@@ -61,7 +61,7 @@ def write(flags: argparse.Namespace) -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
             written[-1].write_bytes(encoded)
         except OSError as error:
-            raise ConfigError(f"--out={flags.out}: {error.strerror or error}") from error
+            raise ConfigError(f"--out={flags.out}: {words_of(error)}") from error
     names = " and ".join(map(str, written))
     weights = ", averaged weights" if model.averaged else ""
     print(f"{names}: {len(images)} image(s), {len(chosen)} mask(s), step {model.step}{weights}")

@@ -39,7 +39,7 @@ from mae_jax.data.sources.prepared import (
 )
 from mae_jax.data.transforms import BadExample, Decode, resize
 from mae_jax.errors import ConfigError
-from mae_jax.files import completed, is_local, read_locally, written_locally
+from mae_jax.files import completed, is_local, read_locally, words_of, written_locally
 from mae_jax.tools import array_records, beam, manifests
 
 SHARD_BYTES = 128 * 2**20  # of images as they are in the folder; a shard of resized ones is smaller
@@ -288,8 +288,7 @@ def _read_image(plan: ShardPlan, name: str) -> bytes:
         raise BadExample(str(error)) from error
     except OSError as error:  # of the network, the disk or its permissions
         raise ConfigError(
-            f"FOLDER: expected images that can be read, got {error.strerror or error} at"
-            f" {_printable(path)}"
+            f"FOLDER: expected images that can be read, got {words_of(error)} at {_printable(path)}"
         ) from error
     try:
         return prepare_image(data, plan.options)

@@ -36,10 +36,9 @@ class BestCheckpoint:
         *,
         before_save: Callable[[], None] = lambda: None,
     ):
-        self._checkpoints = Checkpoints(directory, keep=1)
+        self._checkpoints = Checkpoints(directory, keep=1, before_save=before_save)
         self._metric = metric
         self._meta = meta
-        self._before_save = before_save
         self.step: int | None = None
         self.value = float("-inf")
 
@@ -73,7 +72,6 @@ class BestCheckpoint:
         value = scalars[self._metric]
         if not value > self.value:
             return
-        self._before_save()
         step = int(state.step)
         if self.step is not None and step <= self.step:
             # A run that goes on from before its best, in another way; steps are saved upwards.

@@ -62,7 +62,7 @@ class Checkpoints:
       directory: made if missing; a bucket works.
       keep: how many of the newest steps stay.
       read_only: neither make the folder nor clear what a killed save has left in it.
-      before_save: called before each save; raises if the folder has become another's.
+      before_save: called before each save and deletion; raises if the folder has become another's.
     """
 
     def __init__(
@@ -175,7 +175,8 @@ class Checkpoints:
             )
 
     def delete(self, step: int) -> None:
-        """Delete a committed step."""
+        """Delete a committed step; raises as `before_save` does."""
+        self._before_save()
         self._manager.delete(step)
 
     def set_aside(self, step: int) -> str:

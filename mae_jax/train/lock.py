@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from mae_jax.errors import ConfigError, StopError
-from mae_jax.files import create_text, errors_of, needs_to_write, reason, write_text
+from mae_jax.files import create_text, errors_of, needs_to_write, words_of, write_text
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -95,7 +95,7 @@ class FolderLock:
         try:
             found = self._read()
         except errors_of(self._path) as error:
-            raise StopError(f"{self._path} cannot be read: {reason(error)}") from error
+            raise StopError(f"{self._path} cannot be read: {words_of(error)}") from error
         if not self._is_ours(found):
             whose = f"now that of {_owner(found)}" if found else "gone"
             raise ConfigError(
